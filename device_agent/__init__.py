@@ -1,0 +1,1 @@
+"""The agent: enrols a device on boot and rotates before anything expires."""

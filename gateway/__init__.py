@@ -1,0 +1,1 @@
+"""The server: listeners, EST, MQTT relay, OCSP and CRL, the operators' commands."""

@@ -1,0 +1,1 @@
+"""EST, the device API, OCSP and CRL over aiohttp."""

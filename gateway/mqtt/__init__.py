@@ -1,0 +1,1 @@
+"""The relay between devices and the broker, and the rules it enforces."""

@@ -1,0 +1,1 @@
+"""SoftHSM tokens for demos and tests, and ways to break them; nothing shipped uses it."""

@@ -1,0 +1,1 @@
+"""The domain: names, policy, CA, registry, token seam, wire formats and TLS."""

@@ -1,0 +1,1 @@
+"""The CA's life: hierarchy, issuing, recovery, revocation, publication."""

@@ -1,0 +1,1 @@
+"""Who may have what, and the answer to a device that asks."""

@@ -1,0 +1,1 @@
+"""The token seam: the only room that knows PKCS#11."""

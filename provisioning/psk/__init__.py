@@ -1,0 +1,1 @@
+"""Pre-shared keys: derivation in the token, generations, the short key cache."""

@@ -1,0 +1,1 @@
+"""What is remembered: devices, credentials, tokens, changes, audit events."""

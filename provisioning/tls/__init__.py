@@ -1,0 +1,1 @@
+"""TLS as a protocol without sockets, and the one asyncio transport over it."""

@@ -1,0 +1,1 @@
+"""Certificates, requests, lists and OCSP answers."""
