@@ -1,0 +1,97 @@
+"""Certificates and TLS contexts that tests of several rooms share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+
+@dataclass
+class Made:
+    """A certificate, its key, and both as PEM."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def der(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def key_pem(self) -> bytes:
+        return self.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+
+
+class Authority:
+    """A small CA in memory, for tests of TLS alone."""
+
+    def __init__(self, name: str = "Test root") -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.root = Made(
+            self._sign(self.name, self.key.public_key(), ca=True), self.key
+        )
+
+    def _sign(self, subject, public, *, ca=False, names=(), usage=None, days=(-1, 30)):
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + timedelta(days=days[0]))
+            .not_valid_after(now + timedelta(days=days[1]))
+            .add_extension(x509.BasicConstraints(ca, None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), False
+            )
+        if usage:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def server(self, *names: str, days=(-1, 30)) -> Made:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        usage = ExtendedKeyUsageOID.SERVER_AUTH
+        return Made(
+            self._sign(subject, key.public_key(), names=names, usage=usage, days=days),
+            key,
+        )
+
+    def device(self, name: str, days=(-1, 30)) -> Made:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name(
+            [
+                x509.NameAttribute(NameOID.SERIAL_NUMBER, name),
+                x509.NameAttribute(NameOID.COMMON_NAME, name),
+            ]
+        )
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
+        return Made(self._sign(subject, key.public_key(), usage=usage, days=days), key)
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def make_authority():
+    return Authority
