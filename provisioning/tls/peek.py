@@ -55,7 +55,8 @@ class ClearFlight:
         while len(self._records) >= 5:  # noqa: PLR2004 - a record header
             kind, length = self._records[0], int.from_bytes(self._records[3:5])
             if kind not in (_HANDSHAKE, _CHANGE_CIPHER_SPEC):
-                self._end()
+                # What is whole is still given below.
+                self.over = True
                 break
             if len(self._records) < 5 + length:
                 break
@@ -64,9 +65,11 @@ class ClearFlight:
             if kind == _HANDSHAKE:
                 self._messages += self._records[5 : 5 + length]
             del self._records[: 5 + length]
-        found = list(self._whole())
-        if len(self._records) + len(self._messages) > MAX_FLIGHT:
-            self._end()
+        found = self._whole()
+        self.over |= len(self._records) + len(self._messages) > MAX_FLIGHT
+        if self.over:
+            self._records.clear()
+            self._messages.clear()
         return found
 
     def _whole(self) -> list[tuple[int, bytes]]:
@@ -78,11 +81,6 @@ class ClearFlight:
             found.append((self._messages[0], bytes(self._messages[4 : 4 + length])))
             del self._messages[: 4 + length]
         return found
-
-    def _end(self) -> None:
-        self.over = True
-        self._records.clear()
-        self._messages.clear()
 
 
 class _Reader:
