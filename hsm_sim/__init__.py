@@ -1,1 +1,1 @@
-"""SoftHSM tokens for demos and tests, and ways to break them; nothing shipped uses it."""
+"""SoftHSM tokens for demos and tests, and ways to break them; never shipped."""

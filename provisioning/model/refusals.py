@@ -269,6 +269,14 @@ BODY_TOO_LARGE = _row(
     (3, 0x95),
     "The body is larger than any valid request; send less.",
 )
+REQUEST_SLOW = _row(
+    "request_slow",
+    408,
+    "4.08",
+    _AWAY,
+    "The request did not arrive in time; send it again on a better connection.",
+    retryable=True,
+)
 MEDIA_TYPE = _row(
     "media_type",
     415,
@@ -297,6 +305,28 @@ PROTOCOL_VERSION = _row(
     "4.00",
     (1, 0x84),
     "Only MQTT 3.1.1 and MQTT 5 are spoken here.",
+)
+PROTOCOL_ERROR = _row(
+    "protocol_error",
+    400,
+    "4.00",
+    (1, 0x82),
+    "The MQTT packet comes where the protocol has no place for it; fix the client.",
+)
+AUTH_METHOD = _row(
+    "auth_method",
+    403,
+    "4.03",
+    (5, 0x8C),
+    "TLS has proven who the device is; connect without an MQTT authentication method.",
+)
+SESSION_TAKEN_OVER = _row(
+    "session_taken_over",
+    409,
+    "4.09",
+    (3, 0x8E),
+    "A newer connection has the same client identifier; give each program on the "
+    "device its own, ID:NAME.",
 )
 CLIENT_ID_NOT_ALLOWED = _row(
     "client_id_not_allowed",

@@ -1,0 +1,139 @@
+"""Connections to the gateway: who it must be, who we are, which session to resume."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from device_agent.est import Gateway, UnverifiedGateway
+from device_agent.failures import NotNowError, UntrustedError
+from device_agent.http import HttpConnection
+from device_agent.sessions import tag_of
+from provisioning.tls.aio import HandshakeError, ServerUntrustedError, open_stream
+from provisioning.tls.context import ClientContext
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from device_agent.address import Endpoint
+    from device_agent.clock import Clock
+    from device_agent.sessions import Sessions
+    from provisioning.tls.aio import Stream
+    from provisioning.tls.context import ClientCertificate, ClientPsk
+
+HTTP: Final = (b"http/1.1",)
+MQTT: Final = (b"mqtt",)
+CONNECT_S: Final = 15.0
+
+_NOT_TAKEN: Final = frozenset(
+    {
+        "unknown_ca",
+        "bad_certificate",
+        "unsupported_certificate",
+        "certificate_unknown",
+        "certificate_expired",
+        "certificate_revoked",
+        "access_denied",
+        "decrypt_error",
+        "bad_record_mac",
+        "unknown_psk_identity",
+        "illegal_parameter",
+    }
+)
+"""Alerts by which a gateway says that it was there and did not like the credential."""
+
+
+class Dialer:
+    """Opens verified connections with a credential, and keeps their sessions."""
+
+    def __init__(self, anchors_pem: bytes, clock: Clock, sessions: Sessions) -> None:
+        self._anchors_pem = anchors_pem
+        self._sessions = sessions
+        self.clock = clock
+
+    async def open(
+        self,
+        endpoint: Endpoint,
+        credential: ClientCertificate | ClientPsk | None,
+        alpn: tuple[bytes, ...],
+    ) -> Stream:
+        """A stream to the gateway. Raises NotNowError, UntrustedError."""
+        context = ClientContext(
+            anchors_pem=self._anchors_pem,
+            credential=credential,
+            alpn=alpn,
+            verify_at=self.clock.now(),
+        )
+        session = None
+        if credential is not None:
+            session = self._sessions.take(endpoint, tag_of(credential))
+        return await _dialled(endpoint, context, session)
+
+    def keep_session(
+        self,
+        endpoint: Endpoint,
+        credential: ClientCertificate | ClientPsk | None,
+        stream: Stream,
+    ) -> None:
+        """Keep the newest ticket; to be called while the connection is open."""
+        if credential is None:
+            return
+        try:
+            self._sessions.put(endpoint, tag_of(credential), stream.session())
+        except OSError:
+            return  # a full disk costs a full handshake, not the connection
+
+    @asynccontextmanager
+    async def gateway(
+        self, endpoint: Endpoint, credential: ClientCertificate | ClientPsk | None
+    ) -> AsyncIterator[Gateway]:
+        """The gateway by HTTPS, verified; `credential` None proves nothing to it."""
+        stream = await self.open(endpoint, credential, HTTP)
+        http = HttpConnection(stream, str(endpoint), self.clock.now)
+        try:
+            yield Gateway(http)
+            self.keep_session(endpoint, credential, stream)
+        finally:
+            await http.close()
+
+
+@asynccontextmanager
+async def unverified(
+    endpoint: Endpoint, clock: Clock
+) -> AsyncIterator[UnverifiedGateway]:
+    """Whoever listens there, to be asked for nothing but its CA certificates."""
+    context = ClientContext(anchors_pem=None, alpn=HTTP)
+    stream = await _dialled(endpoint, context, None)
+    http = HttpConnection(stream, str(endpoint), clock.now)
+    try:
+        yield UnverifiedGateway(http)
+    finally:
+        await http.close()
+
+
+async def _dialled(
+    endpoint: Endpoint, context: ClientContext, session: bytes | None
+) -> Stream:
+    try:
+        return await open_stream(
+            endpoint.host,
+            endpoint.port,
+            context,
+            session=session,
+            deadline_s=CONNECT_S,
+        )
+    except ServerUntrustedError as error:
+        text = f"the server at {endpoint} is not the one it should be: {error.reason}"
+        raise UntrustedError(text) from error
+    except HandshakeError as error:
+        said = f" ({error.alert})" if error.alert else ""
+        raise NotNowError(
+            f"the handshake with {endpoint} failed: {error.reason}{said}",
+            handshake=error.alert in _NOT_TAKEN,
+        ) from error
+    except TimeoutError as error:
+        text = f"{endpoint} did not answer within {CONNECT_S:g} s"
+        raise NotNowError(text) from error
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise NotNowError(f"{endpoint} is not reachable: {why}") from error

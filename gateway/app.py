@@ -1,0 +1,378 @@
+"""The composition root: the one place where the server's parts are joined."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+
+from gateway.follow import Follower, Followers
+from gateway.http.device import DeviceApi, Told
+from gateway.http.est import Est
+from gateway.http.protocol import HttpLimits, HttpServer
+from gateway.http.revocation import RevocationApi
+from gateway.listen.limits import Gatekeeper, ListenerLimits
+from gateway.listen.tcp import bind, serve
+from gateway.log import EventLog
+from gateway.mqtt.broker import BrokerAddress, Mosquitto
+from gateway.mqtt.notices import Notices, RotationAnswer
+from gateway.mqtt.relay import MqttLimits, MqttPeer, Relay, RelayParts
+from gateway.parts import Parts, now, opened, sole_gateway
+from gateway.upkeep import Upkeep
+from provisioning.ca.recover import recover
+from provisioning.enrol.answer import Enrolment
+from provisioning.model.errors import PeerError, Unavailable
+from provisioning.model.events import (
+    INTENT_VOIDED,
+    READY,
+    ROTATION_ANSWERED,
+    STOPPED,
+    STOPPING,
+)
+from provisioning.model.refusals import CREDENTIAL_MISSING, CREDENTIAL_UNKNOWN
+from provisioning.tls.aio import TlsTransport, server_transport
+from provisioning.tls.context import ServerContext
+from provisioning.tls.policy import PLAIN_PSK, POLICIES
+from provisioning.x509.bundle import spiffe_bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from gateway.live import Connection
+    from provisioning.ca.renew import Own
+    from provisioning.config import Config, Listener
+    from provisioning.model.ids import DeviceId
+    from provisioning.registry.changes import Change
+
+GOODBYE_S = 3.0
+"""For peers to take what is on its way when the gateway stops."""
+
+
+class App:
+    """One gateway process, from its parts to its listeners."""
+
+    def __init__(self, parts: Parts, tasks: asyncio.TaskGroup) -> None:
+        self._parts = parts
+        self._tasks = tasks
+        self._tell = parts.log.tell
+        config = parts.config
+        self._contexts: dict[str, ServerContext] = {}
+        self._ports: dict[str, int | None] = {"coaps": None, "operator": None}
+        self._gatekeepers: list[Gatekeeper] = []
+        self._servers: list[asyncio.Server] = []
+        self._relays: dict[Relay, Connection] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._folder = config.folder
+        self._broker: Mosquitto | None = None
+        self._notices: Notices | None = None
+        self._enrolment = Enrolment(
+            registry=parts.registry,
+            token=parts.token,
+            hierarchy=parts.hierarchy,
+            policy=config.enrolment,
+            clock=now,
+            random_bytes=secrets.token_bytes,
+            tasks=tasks,
+            on_event=self._tell,
+        )
+        self._follower = Follower(
+            parts.registry,
+            parts.live,
+            parts.keys,
+            Followers(on_rotate=self._on_rotate, on_revoked=self._on_revoked),
+            grace=config.outages.registry_grace,
+            clock=now,
+            tell=self._tell,
+        )
+        self._upkeep = Upkeep(
+            parts, clock=now, on_renewed=self._use_own, tell=self._tell
+        )
+
+    # Start and stop
+    async def start(self) -> dict[str, int | None]:
+        """Recover, bind, listen; the port of each listener."""
+        parts = self._parts
+        for intent in await recover(parts.registry, now()):
+            self._tell(
+                INTENT_VOIDED,
+                {
+                    "device": intent.device.text,
+                    "serial": intent.serial.hex,
+                    "why": "found unresolved at start",
+                },
+            )
+        self._use_own(parts.own)
+        sockets = {
+            name: bind(name, listener.hosts, listener.port)
+            for name, listener in self._listeners()
+        }
+        for name, bound in sockets.items():
+            self._ports[name] = int(bound[0].getsockname()[1])
+        await self._follower.join()
+        self._start_broker()
+        await parts.publisher.start()
+        if self._broker is not None:
+            await self._broker.ready()
+        for name, bound in sockets.items():
+            self._servers += await serve(bound, self._factory(name))
+        for work in (self._follower, parts.publisher, self._upkeep):
+            self._in_background(work.run())
+        return self._ports
+
+    def _in_background(self, work: Coroutine[object, object, None]) -> None:
+        self._background.append(self._tasks.create_task(work))
+
+    def _listeners(self) -> list[tuple[str, Listener]]:
+        listen = self._parts.config.listen
+        found = (
+            ("https", listen.https),
+            ("mqtts", listen.mqtts),
+            ("http", listen.http),
+        )
+        for name, listener in found:
+            if listener is None:
+                self._ports[name] = None
+        return [(name, listener) for name, listener in found if listener is not None]
+
+    async def stop(self) -> None:
+        """Take no more, finish what is in hand, say goodbye."""
+        for server in self._servers:
+            server.close()
+        for relay in tuple(self._relays):
+            relay.shut_down()
+        for gatekeeper in self._gatekeepers:
+            gatekeeper.close_all()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                for gatekeeper in self._gatekeepers:
+                    await gatekeeper.empty.wait()
+        for gatekeeper in self._gatekeepers:
+            gatekeeper.abort_all()
+        with contextlib.suppress(Unavailable):
+            await self._follower.leave()
+        for task in self._background:
+            task.cancel()
+
+    # TLS
+    def _use_own(self, own: Own) -> None:
+        """New contexts from this server certificate; connections keep the old ones.
+
+        A new context cannot read older tickets: a device then shakes hands in full,
+        and what a ticket key protected ends with it.
+        """
+        parts = self._parts
+        parts.own = own
+        parts.publisher.use(own)
+        anchors = x509.load_pem_x509_certificates(parts.hierarchy.client_cas_pem)
+        config = parts.config
+        for name, alpn in (("https", b"http/1.1"), ("mqtts", b"mqtt")):
+            listener: Listener | None = getattr(config.listen, name)
+            if listener is None:
+                continue
+            policy = POLICIES[config.tls_policy]
+            self._contexts[name] = ServerContext(
+                chain_pem=own.server_chain_pem,
+                key_pem=own.server_key_pem,
+                client_anchors=anchors,
+                alpn=alpn,
+                staple=parts.publisher.staple,
+                policy=PLAIN_PSK if listener.plain_psk else policy,
+            )
+
+    def _factory(self, name: str) -> Callable[[], asyncio.Protocol]:
+        if name == "http":
+            return self._plain_http()
+        limits = self._parts.config.limits
+        gatekeeper = Gatekeeper(
+            name,
+            ListenerLimits(
+                limits.connections,
+                limits.handshakes,
+                limits.handshake_deadline.total_seconds(),
+            ),
+            self._parts.keys,
+            self._tasks,
+            self._tell,
+        )
+        self._gatekeepers.append(gatekeeper)
+        upper = self._https() if name == "https" else self._mqtts()
+        return lambda: server_transport(self._contexts[name], upper, gatekeeper)
+
+    # HTTP
+    def _http_limits(self) -> HttpLimits:
+        limits = self._parts.config.limits
+        return HttpLimits(
+            header_s=limits.header_deadline.total_seconds(),
+            keep_alive_s=limits.keep_alive.total_seconds(),
+            body_s=limits.body_deadline.total_seconds(),
+            header_bytes=limits.http_header_bytes,
+            body_bytes=limits.http_body_bytes,
+        )
+
+    def _https(self) -> Callable[[], asyncio.Protocol]:
+        parts, limits = self._parts, self._http_limits()
+        config = parts.config
+        profile = config.profiles["ldevid"]
+        api = DeviceApi(
+            est=Est(self._enrolment, parts.hierarchy, config.profiles, self._tell),
+            enrolment=self._enrolment,
+            peers=parts.peers,
+            live=parts.live,
+            limits=limits,
+            told=Told(
+                {
+                    name: config.url(name, self._ports[name])
+                    if self._ports[name] is not None
+                    else None
+                    for name in ("https", "mqtts", "coaps")
+                },
+                profile.renew_at,
+                profile.renew_jitter,
+            ),
+            bundle=lambda: spiffe_bundle(parts.hierarchy.anchors, 1, 3600),
+            clock=now,
+            tell=self._tell,
+        )
+        return HttpServer(api.handle, limits)
+
+    def _plain_http(self) -> Callable[[], asyncio.Protocol]:
+        limits = self._http_limits()
+        api = RevocationApi(
+            self._parts.publisher,
+            self._parts.config.ca,
+            limits,
+            clock=now,
+            tell=self._tell,
+        )
+        return HttpServer(api.handle, limits)
+
+    # MQTT
+    def _start_broker(self) -> None:
+        config = self._parts.config
+        if config.listen.mqtts is None:
+            return
+        if config.broker.managed:
+            self._broker = Mosquitto(self._folder / "run", on_event=self._tell)
+            self._in_background(self._broker.run())
+        self._notices = Notices(
+            self._broker_address(), self._on_answer, on_event=self._tell
+        )
+        self._in_background(self._notices.run())
+
+    def _broker_address(self) -> BrokerAddress:
+        broker = self._parts.config.broker
+        if self._broker is not None:
+            return self._broker.address
+        return BrokerAddress(host=broker.host, port=broker.port)
+
+    def _mqtts(self) -> Callable[[], asyncio.Protocol]:
+        limits = self._parts.config.limits
+        relay_parts = RelayParts(
+            admit=self._admit_relay,
+            connect_broker=self._broker_address().connect,
+            on_open=lambda _relay, _device: None,
+            on_close=self._relay_closed,
+            spawn=self._tasks.create_task,
+            on_event=self._tell,
+            limits=MqttLimits(
+                connect_s=limits.mqtt_connect_deadline.total_seconds(),
+                max_packet_bytes=limits.mqtt_packet_bytes,
+            ),
+        )
+        return lambda: Relay(relay_parts)
+
+    async def _admit_relay(self, transport: asyncio.Transport) -> MqttPeer:
+        assert isinstance(transport, TlsTransport)  # noqa: S101 - narrows the type
+        relay = transport.get_protocol()
+        assert isinstance(relay, Relay)  # noqa: S101 - narrows the type
+        established = transport.established
+        proof = None if established is None else established.proof
+        peer = await self._parts.peers.look(proof)
+        if peer is not None:
+            peer, connection = await self._parts.peers.arrived(
+                transport, peer, relay.cut
+            )
+            if connection is not None:
+                self._relays[relay] = connection
+                return MqttPeer(connection.device)
+            raise PeerError(peer.refusal or CREDENTIAL_UNKNOWN)
+        raise PeerError(CREDENTIAL_MISSING)
+
+    def _relay_closed(self, relay: Relay, _device: DeviceId) -> None:
+        connection = self._relays.pop(relay, None)
+        if connection is not None:
+            self._parts.live.remove(connection)
+
+    # What changes and devices lead to
+    def _on_rotate(self, change: Change) -> None:
+        if self._notices is not None and change.device is not None:
+            by = change.detail.get("by")
+            if isinstance(by, str):
+                self._notices.ask_rotation(change.device, datetime.fromisoformat(by))
+
+    def _on_revoked(self, change: Change) -> None:
+        self._parts.publisher.changed(change)
+
+    async def _on_answer(self, answer: RotationAnswer) -> None:
+        self._tell(
+            ROTATION_ANSWERED,
+            {
+                "device": answer.device.text,
+                "action": answer.action,
+                "serial": answer.serial.hex if answer.serial else None,
+                "reason": answer.reason,
+            },
+        )
+        named = answer.serial or answer.generation
+        if answer.action != "rotated" or named is None:
+            return
+        # A refusal or an absent registry loses nothing: the second connection of the
+        # new credential supersedes the old one as well.
+        with contextlib.suppress(PeerError, Unavailable):
+            await self._parts.registry.rotated(answer.device, named, now())
+
+
+async def run(config: Config, log: EventLog | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is in hand.
+
+    Raises Unusable and Unavailable for what keeps it from starting.
+    """
+    log = log or EventLog()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with sole_gateway(config.folder):
+        async with opened(config, log) as parts, asyncio.TaskGroup() as tasks:
+            app = App(parts, tasks)
+            ports = await app.start()
+            ready = {**ports, "pid": os.getpid()}
+            log.tell(READY, ready)
+            sys.stdout.write(json.dumps({"event": READY, **ready}) + "\n")
+            sys.stdout.flush()
+            _notify("READY=1")
+            await stop.wait()
+            _notify("STOPPING=1")
+            log.tell(STOPPING, {})
+            await app.stop()
+        log.tell(STOPPED, {})
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), where it has asked to be told."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    import socket  # noqa: PLC0415 - only under systemd
+
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.sendto(state.encode(), address)

@@ -1,0 +1,139 @@
+"""HTTP/1.1 by aiohttp on our transports, with deadlines no slow client stretches."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.web_protocol import RequestHandler
+from typing_extensions import override
+
+from provisioning.model.errors import PeerError
+from provisioning.model.refusals import BODY_TOO_LARGE, REQUEST_SLOW
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+Handler = "Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one client may take.
+
+    header_s: from the connection to the first whole request. keep_alive_s: from an
+    answer to the next whole request. body_s: for one body. Sizes in octets.
+    """
+
+    header_s: float = 10.0
+    keep_alive_s: float = 75.0
+    body_s: float = 20.0
+    header_bytes: int = 8_190
+    body_bytes: int = 65_536
+
+
+class HttpConnection(RequestHandler):
+    """One connection. aiohttp has no time limit for a request that never ends."""
+
+    __slots__ = ("limits", "on_lost", "peer", "timer")
+
+    limits: HttpLimits
+    timer: asyncio.TimerHandle | None
+    on_lost: Callable[[], None] | None
+    peer: object
+    """Who is on it; owned by the handler of its requests, one at a time."""
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.peer = self.on_lost = self.timer = None
+        super().connection_made(transport)
+        self.wait(self.limits.header_s)
+
+    @override
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.stop_waiting()
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
+
+    def wait(self, seconds: float) -> None:
+        """The next whole request must be here within this time."""
+        self.stop_waiting()
+        self.timer = self._loop.call_later(seconds, self._too_slow)
+
+    def stop_waiting(self) -> None:
+        """A request is here."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _too_slow(self) -> None:
+        self.timer = None
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class HttpServer(web.Server):
+    """Makes the protocol of each connection; `handler` answers each request."""
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        limits: HttpLimits,
+    ) -> None:
+        self._limits = limits
+
+        async def timed(request: web.BaseRequest) -> web.StreamResponse:
+            connection = request.protocol
+            assert isinstance(connection, HttpConnection)  # noqa: S101 - narrows
+            connection.stop_waiting()
+            try:
+                return await handler(request)
+            finally:
+                connection.wait(limits.keep_alive_s)
+
+        super().__init__(
+            timed,
+            access_log=None,
+            # A compressed body could be a thousand times what was sent.
+            auto_decompress=False,
+            keepalive_timeout=limits.keep_alive_s,
+            max_line_size=limits.header_bytes,
+            max_field_size=limits.header_bytes,
+        )
+
+    @override
+    def __call__(self) -> HttpConnection:
+        made = HttpConnection(self, loop=self._loop, **self._kwargs)
+        made.limits = self._limits
+        return made
+
+
+async def read_body(request: web.BaseRequest, limits: HttpLimits) -> bytes:
+    """The whole body.
+
+    Raises PeerError(body_too_large | request_slow). Asks for it, where the client
+    waits to be asked (`Expect: 100-continue`, which curl sends).
+    """
+    if (request.content_length or 0) > limits.body_bytes:
+        raise PeerError(BODY_TOO_LARGE)
+    if (
+        request.headers.get("Expect", "").lower() == "100-continue"
+        and request.version == HttpVersion11
+        and request.transport is not None
+    ):
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    found = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_s):
+            async for piece in request.content.iter_any():
+                found += piece
+                if len(found) > limits.body_bytes:
+                    raise PeerError(BODY_TOO_LARGE)
+    except TimeoutError:
+        raise PeerError(REQUEST_SLOW) from None
+    return bytes(found)

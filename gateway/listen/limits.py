@@ -1,0 +1,147 @@
+"""How many connections and handshakes a listener holds, and where keys come from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from provisioning.model.credentials import PskProof
+from provisioning.model.errors import Unavailable, Unusable
+from provisioning.model.events import HANDSHAKE_FAILED
+from provisioning.tls.aio import Admittance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from provisioning.model.ids import PskIdentity
+    from provisioning.psk.keys import KeyCache
+    from provisioning.tls.aio import TlsTransport
+    from provisioning.tls.engine import Failed
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerLimits:
+    """connections, handshakes: at the same time. deadline_s: for one handshake."""
+
+    connections: int
+    handshakes: int
+    deadline_s: float
+
+
+class Gatekeeper(Admittance):
+    """Counts one listener's connections, lets handshakes begin, fetches PSK keys.
+
+    A connection past `connections` is closed at once. A handshake past `handshakes`
+    waits its turn unread, under the same deadline, and costs no TLS work meanwhile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        limits: ListenerLimits,
+        keys: KeyCache,
+        tasks: asyncio.TaskGroup,
+        tell: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        self.handshake_deadline_s = limits.deadline_s
+        self._name = name
+        self._limits = limits
+        self._keys = keys
+        self._tasks = tasks
+        self._tell = tell
+        self._open: set[TlsTransport] = set()
+        self.empty = asyncio.Event()
+        """Set while there is no connection."""
+        self.empty.set()
+        self._shaking: set[TlsTransport] = set()
+        self._waiting: deque[TlsTransport] = deque()
+
+    @property
+    def open(self) -> int:
+        """Connections at the moment."""
+        return len(self._open)
+
+    @override
+    def arrived(self, transport: TlsTransport) -> bool:
+        if len(self._open) >= self._limits.connections:
+            transport.abort()
+            return False
+        self._open.add(transport)
+        self.empty.clear()
+        if len(self._shaking) >= self._limits.handshakes:
+            self._waiting.append(transport)
+            return False
+        self._shaking.add(transport)
+        return True
+
+    @override
+    def ended(self, transport: TlsTransport, failed: Failed | None) -> None:
+        self._shaking.discard(transport)
+        while self._waiting and len(self._shaking) < self._limits.handshakes:
+            following = self._waiting.popleft()
+            if following in self._open and not following.is_closing():
+                self._shaking.add(following)
+                following.begin()
+        established = transport.established
+        if (
+            established is not None
+            and isinstance(established.proof, PskProof)
+            and not established.resumed
+        ):
+            self._keys.proven(established.proof.identity)
+        if failed is not None:
+            self._tell(
+                HANDSHAKE_FAILED,
+                {
+                    "address": address_of(transport),
+                    "listener": self._name,
+                    "reason": failed.untrusted or failed.reason,
+                },
+            )
+
+    @override
+    def lost(self, transport: TlsTransport) -> None:
+        self._open.discard(transport)
+        if not self._open:
+            self.empty.set()
+
+    @override
+    def cached_key(self, identity: PskIdentity) -> bytes | None:
+        key = self._keys.cached(identity)
+        return None if key is None else key.octets
+
+    @override
+    def fetch_key(self, transport: TlsTransport, identity: PskIdentity) -> None:
+        self._tasks.create_task(self._fetch(transport, identity))
+
+    async def _fetch(self, transport: TlsTransport, identity: PskIdentity) -> None:
+        try:
+            key = (await self._keys.key_for(identity)).octets
+        except (Unavailable, Unusable):
+            # The alert `internal_error`, which a device treats as "later" (DESIGN).
+            transport.provide_key(identity, None)
+        else:
+            transport.provide_key(identity, key)
+
+    def close_all(self) -> None:
+        """Say goodbye to every peer, at the end of the process."""
+        for transport in tuple(self._open):
+            transport.close()
+
+    def abort_all(self) -> None:
+        """End what did not go by itself."""
+        for transport in tuple(self._open):
+            transport.abort()
+
+
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """The peer's address as `HOST:PORT`, `[HOST]:PORT`; empty when it is gone."""
+    name = transport.get_extra_info("peername")
+    if not isinstance(name, tuple):
+        return ""
+    host, port = name[0], name[1]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
