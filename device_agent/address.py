@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from typing_extensions import override
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,62})"
-_HOST = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}(?:\.{_LABEL})*\.?|[0-9A-Fa-f:.]+)")
+_NAME = rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?"
+_HOST = re.compile(rf"{_NAME}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+")
 LARGEST_PORT: Final = 65535
 DEFAULT_PORTS: Final = {"https": 443, "mqtts": 8883}
 

@@ -196,9 +196,14 @@ class Carrier:
         except (NotNowError, RefusedError):
             return
         self.rule = told.rule
-        self._home.learn(told.mqtts, told.rule)
-        if told.time is not None:
-            self._clock.raise_to(told.time)
+        try:
+            self._home.learn(told.mqtts, told.rule)
+            if told.time is not None and gateway.vouched_until is not None:
+                # A gateway with a clock far ahead must not make its own certificate,
+                # and the next ones, look expired for ever.
+                self._clock.raise_to(min(told.time, gateway.vouched_until))
+        except OSError:
+            return  # a full disk does not unmake the proof
 
     def _check(self, me: WhoAmI, held: plan.Held) -> None:
         """Whether the gateway took us for who we are, by what we hold."""

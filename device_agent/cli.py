@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
-from secrets import SystemRandom
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn, TypeVar
+
+from typing_extensions import override
 
 from device_agent.failures import (
     DONE,
     FAILURES,
     Failure,
-    as_json,
+    document_of,
     exit_code,
 )
+from provisioning.model.errors import ConfigError, Unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from device_agent.enrol import Wish
     from device_agent.home import Home
+
+T = TypeVar("T")
 
 DEFAULT_STATE: Final = "/var/lib/birthmark-agent"
 ROTATION_S: Final = 120.0
@@ -36,26 +40,23 @@ INTERRUPTED: Final = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the exit code."""
     os.umask(0o077)
-    arguments = _parser().parse_args(argv)
+    _without_a_second_openssl()
+    as_json = "--json" in (sys.argv if argv is None else argv)
     try:
-        return _run(arguments)
+        return _run(_parser().parse_args(argv))
     except FAILURES as failure:
-        return _fail(arguments, failure)
+        return _fail(failure, as_json=as_json)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        what = str(error.filename or "the agent's state")
+        why = error.strerror or type(error).__name__
+        return _fail(Unusable(what, why), as_json=as_json)
     except Exception as error:  # noqa: BLE001 - the outermost shell
-        # Never its text: a bug must not carry a secret to a terminal or a log.
-        where = error.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = ""
-        if where is not None:
-            name = Path(where.tb_frame.f_code.co_filename).name
-            place = f" at {name}:{where.tb_lineno}"
-        _print_error(f"this is a bug of the agent: {type(error).__name__}{place}")
+        _print_error(_bug(error))
         return BUG
 
 
@@ -69,11 +70,38 @@ def _run(arguments: argparse.Namespace) -> int:
         case "run":
             from device_agent.run import run  # noqa: PLC0415 - MQTT is for it alone
 
-            return asyncio.run(run(home, SystemRandom().random))
+            return _complete(run(home, _roll()))
         case "rotate":
-            return asyncio.run(_rotate(home, arguments))
+            return _complete(_rotate(home, arguments))
         case _:
-            return asyncio.run(_status(home, arguments))
+            return _complete(_status(home, arguments))
+
+
+def _complete(work: Coroutine[object, object, T]) -> T:
+    import asyncio  # noqa: PLC0415 - keeps --help quick
+
+    return asyncio.run(work)
+
+
+def _roll() -> Callable[[], float]:
+    from secrets import SystemRandom  # noqa: PLC0415 - keeps --help quick
+
+    return SystemRandom().random
+
+
+def _without_a_second_openssl() -> None:
+    """Keep out the system's OpenSSL, 5 MiB that this process never uses.
+
+    Its TLS is that of cryptography, which bundles its own. asyncio takes the missing
+    module for a Python built without it; hashlib then uses the hashes that Python has
+    built in, where it has. What is imported already stays.
+    """
+    absent = ["ssl"]
+    if importlib.util.find_spec("_sha2") or importlib.util.find_spec("_sha256"):
+        absent.append("_hashlib")
+    for name in absent:
+        # None makes `import` raise ModuleNotFoundError, as the import system promises.
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type] # see above
 
 
 def _enroll(home: Home, arguments: argparse.Namespace) -> int:
@@ -89,7 +117,7 @@ def _enroll(home: Home, arguments: argparse.Namespace) -> int:
     from device_agent.wishes import read_wish  # noqa: PLC0415 - most starts end above
 
     wish: Wish = read_wish(arguments)
-    held = asyncio.run(enrol.enrol(home, wish, SystemRandom().random))
+    held = _complete(enrol.enrol(home, wish, _roll()))
     what = held.serial or held.identity
     _say(arguments, f"enrolled {wish.to.device} with {what}", _document(home))
     return DONE
@@ -112,7 +140,7 @@ async def _rotate(home: Home, arguments: argparse.Namespace) -> int:
             return reply.exit_code
         enrol.take_lock(home)
     try:
-        held = await enrol.rotate(home, SystemRandom().random)
+        held = await enrol.rotate(home, _roll())
     finally:
         home.lock.release()
     what = held.serial or held.identity
@@ -147,15 +175,37 @@ def _shown(value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def _bug(error: Exception) -> str:
+    """Where it happened, never its text: a bug must not carry a secret to a log."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = ""
+    if where is not None:
+        name = Path(where.tb_frame.f_code.co_filename).name
+        place = f" at {name}:{where.tb_lineno}"
+    return f"this is a bug of the agent: {type(error).__name__}{place}"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is a failure like the others: one sentence."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(self.prog, f"{message}; --help says more")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="birthmark-agent",
         description="Enrols this device on boot and rotates before anything expires.",
         allow_abbrev=False,
     )
     parser.add_argument("--state", default=DEFAULT_STATE, metavar="DIR")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document")
     enroll = commands.add_parser(
         "enroll",
@@ -186,9 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fail(arguments: argparse.Namespace, failure: Failure) -> int:
-    if arguments.json:
-        print(json.dumps(as_json(failure)))  # noqa: T201 - a command prints
+def _fail(failure: Failure, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(document_of(failure)))  # noqa: T201 - a command prints
     _print_error(str(failure))
     return exit_code(failure)
 

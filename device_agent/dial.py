@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Final
 from device_agent.est import Gateway, UnverifiedGateway
 from device_agent.failures import NotNowError, UntrustedError
 from device_agent.http import HttpConnection
+from device_agent.keys import end_of_certificate
 from device_agent.sessions import tag_of
 from provisioning.tls.aio import HandshakeError, ServerUntrustedError, open_stream
 from provisioning.tls.context import ClientContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
 
     from device_agent.address import Endpoint
     from device_agent.clock import Clock
@@ -91,7 +93,7 @@ class Dialer:
         stream = await self.open(endpoint, credential, HTTP)
         http = HttpConnection(stream, str(endpoint), self.clock.now)
         try:
-            yield Gateway(http)
+            yield Gateway(http, _end_of(stream.established.server_chain))
             self.keep_session(endpoint, credential, stream)
         finally:
             await http.close()
@@ -109,6 +111,10 @@ async def unverified(
         yield UnverifiedGateway(http)
     finally:
         await http.close()
+
+
+def _end_of(chain: tuple[bytes, ...]) -> datetime | None:
+    return end_of_certificate(chain[0]) if chain else None
 
 
 async def _dialled(

@@ -73,7 +73,16 @@ class UnverifiedGateway:
 
 
 class Gateway(UnverifiedGateway):
-    """The gateway, verified. Raises RefusedError and NotNowError only."""
+    """The gateway, verified. Raises RefusedError and NotNowError only.
+
+    vouched_until: when its certificate ends, None if it showed none (resumption).
+    """
+
+    def __init__(
+        self, http: HttpConnection, vouched_until: datetime | None = None
+    ) -> None:
+        super().__init__(http)
+        self.vouched_until = vouched_until
 
     async def simple_enroll(
         self, request_der: bytes, login: tuple[DeviceId, str] | None
@@ -148,17 +157,19 @@ def _judged(answer: Answer) -> Answer:
         return answer
     problem = read_problem(answer.body) if answer.status >= BAD_REQUEST else None
     sentence = f"the gateway answered {answer.status}"
-    if problem is not None and problem.detail:
-        sentence = problem.detail
+    retry_after = answer.retry_after
+    refused = BAD_REQUEST <= answer.status < SERVER_SIDE
     if answer.status == ACCEPTED:
         sentence = "the gateway works on it; ask again"
-    refused = BAD_REQUEST <= answer.status < SERVER_SIDE
-    if problem is not None and problem.retryable is not None:
-        refused = not problem.retryable
+    if problem is not None:
+        sentence = problem.detail or sentence
+        refused = refused if problem.retryable is None else not problem.retryable
+        if retry_after is None and problem.retry_after_s is not None:
+            retry_after = timedelta(seconds=problem.retry_after_s)
     if refused and answer.status not in COME_BACK:
         code = problem.code if problem else f"http_{answer.status}"
         raise RefusedError(code, sentence)
-    raise NotNowError(sentence, retry_after=answer.retry_after)
+    raise NotNowError(sentence, retry_after=retry_after)
 
 
 def _certificates(answer: Answer) -> list[bytes]:

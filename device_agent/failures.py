@@ -75,7 +75,7 @@ def exit_code(failure: Failure) -> int:
             return WRONG_USAGE
 
 
-def as_json(failure: Failure) -> dict[str, object]:
+def document_of(failure: Failure) -> dict[str, object]:
     """A failure as `--json` prints it."""
     codes = {
         RefusedError: "refused",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import stat
 from typing import TYPE_CHECKING
 
@@ -61,9 +60,11 @@ class Disk:
         folder.mkdir(mode=0o700)
 
     def remove(self, folder: Path) -> None:
-        """Remove a folder with what is in it, or nothing if there is none."""
+        """Remove a folder with the files in it, or nothing if there is none."""
         if folder.exists():
-            shutil.rmtree(folder)
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
 
 
 def read_private(path: Path) -> bytes | None:
@@ -119,10 +120,12 @@ def private_folder(folder: Path) -> None:
     check_folder(folder)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise Unusable for a folder that is not ours alone."""
+def check_folder(folder: Path) -> bool:
+    """Whether it is there; Unusable for a folder that is not ours alone."""
     try:
         found = folder.stat()
+    except FileNotFoundError:
+        return False
     except OSError as error:
         raise Unusable(str(folder), _why(error)) from error
     if not stat.S_ISDIR(found.st_mode):
@@ -133,6 +136,7 @@ def check_folder(folder: Path) -> None:
         raise Unusable(
             str(folder), f"it belongs to user {found.st_uid}, not to this one"
         )
+    return True
 
 
 class Lock:

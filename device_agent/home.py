@@ -121,10 +121,7 @@ class Home:
 
     def check(self) -> bool:
         """Whether there is a folder at all; Unusable when it is not ours alone."""
-        if not self.folder.exists():
-            return False
-        files.check_folder(self.folder)
-        return True
+        return files.check_folder(self.folder)
 
     def clock(self) -> Clock:
         """The clock with its floor."""

@@ -20,6 +20,9 @@ LONGEST_BODY: Final = 128 * 1024
 MOST_INTERIM: Final = 4
 """How many 1xx answers may come before the real one."""
 
+ACCEPT: Final = "application/problem+json, application/json, application/pkcs7-mime"
+"""What the agent can read; who asks for nothing is refused in plain text (DESIGN)."""
+
 DEADLINE_S: Final = 30.0
 GOODBYE_S: Final = 2.0
 _LONGEST_NUMBER: Final = 9
@@ -104,7 +107,12 @@ class HttpConnection:
     async def _send(
         self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes
     ) -> None:
-        fields = [("Host", self._host), ("User-Agent", "birthmark-agent"), *headers]
+        fields = [
+            ("Host", self._host),
+            ("User-Agent", "birthmark-agent"),
+            ("Accept", ACCEPT),
+            *headers,
+        ]
         if body or method == "POST":
             fields.append(("Content-Length", str(len(body))))
         request = h11.Request(method=method, target=path, headers=fields)

@@ -105,6 +105,11 @@ def newest_beginning(pem: bytes) -> datetime:
     return max(one.not_valid_before_utc for one in x509.load_pem_x509_certificates(pem))
 
 
+def end_of_certificate(der: bytes) -> datetime:
+    """The notAfter of a certificate that TLS has verified."""
+    return x509.load_der_x509_certificate(der).not_valid_after_utc
+
+
 def _device_of(leaf: x509.Certificate) -> str | None:
     """The subject's serialNumber (802.1AR's place for it), else its common name."""
     for oid in (NameOID.SERIAL_NUMBER, NameOID.COMMON_NAME):

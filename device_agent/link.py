@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from device_agent import dial, plan
 from device_agent.failures import NotNowError, RefusedError, UntrustedError
 from device_agent.mqtt import MqttLink, Notice
-from device_agent.schedule import LINK
+from device_agent.schedule import LINK, LINK_REFUSED
 from provisioning.model.credentials import CredentialKind
 from provisioning.model.errors import Unusable
 from provisioning.model.ids import PskIdentity
@@ -83,7 +83,7 @@ class Link:
 
     async def hold(self) -> None:
         """Until cancelled."""
-        attempt = 0
+        attempt, pace = 0, LINK
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
@@ -99,10 +99,12 @@ class Link:
                 continue
             except _NO_LINK as error:
                 self._tell_state(str(error))
+                pace = LINK
                 if isinstance(error, RefusedError):
                     self._owner.put(plan.Unsure(held.number))
+                    pace = LINK_REFUSED
             attempt = 1 if loop.time() - started > STEADY_S else attempt + 1
-            await self._pause(held, LINK.pause(attempt, self._roll()))
+            await self._pause(held, pace.pause(attempt, self._roll()))
 
     async def _once(self, held: plan.Held) -> None:
         """One connection, from its first byte to its last. Raises what ended it."""
@@ -172,7 +174,7 @@ class Link:
         return now is not None and now.number == held.number
 
     def _on_notice(self, notice: Notice) -> None:
-        if notice == self._obeyed:
+        if notice == self._obeyed and notice.by is not None:
             return  # QoS 1: it may come twice
         self._obeyed = notice
         self._say("the gateway asks for a rotation")

@@ -64,7 +64,8 @@ class Pace:
 
 
 RENEWAL = Pace(first=timedelta(seconds=4), longest=timedelta(hours=1))
-LINK = Pace(first=timedelta(seconds=2), longest=timedelta(minutes=5))
+LINK = Pace(first=timedelta(seconds=4), longest=timedelta(minutes=5))
+LINK_REFUSED = Pace(first=timedelta(seconds=30), longest=timedelta(hours=1))
 
 
 def pause_after_refusal(roll: float) -> timedelta:

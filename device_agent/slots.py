@@ -116,9 +116,8 @@ class Slots:
 
     def find(self) -> Found:
         """What is there. Raises Unusable when all that is there is damaged."""
-        if not self._folder.exists():
+        if not files.check_folder(self._folder):
             return Found()
-        files.check_folder(self._folder)
         held: list[Held] = []
         asked: list[tuple[Slot, int]] = []
         damage: Unusable | None = None
@@ -207,9 +206,8 @@ class Slots:
     def _look(self, slot: Slot) -> Held | int | None:
         """The credential in a slot, the number of a request without one, or None."""
         folder = self._folder / slot
-        if not folder.exists():
+        if not files.check_folder(folder):
             return None
-        files.check_folder(folder)
         try:
             meta = Meta.decode(self._need(slot, "meta.json"))
             if meta.mode == "psk":

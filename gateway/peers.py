@@ -107,7 +107,13 @@ class Peers:
         )
         connection = Connection(credential.device, named, cut)
         self._live.add(connection)
-        return peer, connection
+        # A revocation that was applied while the registry was told found nothing to
+        # cut here; from now on it finds this connection, so one more look is enough.
+        again = await self.look(established.proof)
+        if again is None or again.refusal is not None:
+            self._live.remove(connection)
+            return again or peer, None
+        return again, connection
 
 
 def _serial(proof: CertificateProof) -> Serial | None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pkcs11
 
+from provisioning.hsm.login import TokenConfig, open_session
 from provisioning.hsm.pkcs11 import Pkcs11Token, open_token
-from provisioning.hsm.session import TokenConfig, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

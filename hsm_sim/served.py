@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from provisioning.hsm.session import TokenConfig
+from provisioning.hsm.login import TokenConfig
 from provisioning.hsm.token import HSM
 from provisioning.model.errors import Unusable
 

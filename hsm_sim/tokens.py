@@ -6,8 +6,8 @@ import secrets
 from typing import TYPE_CHECKING
 
 from provisioning.hsm.initialise import find_softhsm, make_softhsm_token_now
+from provisioning.hsm.login import TokenConfig
 from provisioning.hsm.pin import Pin
-from provisioning.hsm.session import TokenConfig
 from provisioning.hsm.token import HSM
 from provisioning.model.errors import Unusable
 

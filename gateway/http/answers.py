@@ -37,7 +37,8 @@ Tell = "Callable[[str, Mapping[str, object]], None]"
 def document(content: Mapping[str, object]) -> web.Response:
     """A JSON document."""
     return web.Response(
-        body=json.dumps(content).encode(),
+        # A line: tools that print what comes after would run into it.
+        body=json.dumps(content).encode() + b"\n",
         headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
     )
 

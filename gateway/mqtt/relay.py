@@ -70,7 +70,7 @@ class RelayParts:
     on_open: called in the same step in which `admit` answered; may raise PeerError
     when the device was cut meanwhile. on_close: once for each on_open, when the
     device's connection is gone. spawn: as `TaskGroup.create_task`; tasks end soon.
-    names: which relay has which client identifier; belongs to the relays.
+    names: which relay has which client identifier; owned by the relays of one loop.
     """
 
     admit: Callable[[asyncio.Transport], Awaitable[MqttPeer]]

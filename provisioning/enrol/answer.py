@@ -167,10 +167,12 @@ class Enrolment:
         work: Coroutine[object, object, bytes],
     ) -> None:
         self._running[key] = running
+        carried = self._carry(key, running, work)
         try:
-            self._tasks.create_task(self._carry(key, running, work))
+            self._tasks.create_task(carried)
         except RuntimeError:  # the group is closing: the gateway is about to stop
             del self._running[key]
+            carried.close()
             work.close()
             raise Unavailable("the gateway") from None
 

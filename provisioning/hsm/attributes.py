@@ -56,8 +56,8 @@ def check_keys(
     if faults:
         raise Unusable(
             HSM,
-            f"keys are not as they must be ({'; '.join(faults)}); make them anew, "
-            f"in the token, with the attributes that the documentation lists",
+            f"keys are not as they must be ({'; '.join(faults)}); make them anew, in "
+            f"the token, with those attributes",
         )
 
 

@@ -12,6 +12,7 @@ from enum import Enum
 
 import pkcs11
 from pkcs11 import PKCS11Error
+from typing_extensions import override
 
 
 class KeyFunctionNotPermittedError(PKCS11Error):
@@ -38,13 +39,17 @@ class Fault:
     kind: Kind
     why: str
 
+    @override
+    def __str__(self) -> str:
+        return f"{self.code}: {self.why}"
+
 
 TABLE: dict[str, Fault] = {}
 _BY_TYPE: dict[type[PKCS11Error], Fault] = {}
 
 _GONE = "the session is gone"
 _WAIT = "the token is away"
-_KEY = "make the key again with `birthmark init`, or as its table of attributes says"
+_KEY = "make the keys with `birthmark init`, in a token that has none yet"
 
 
 def _row(
@@ -81,7 +86,7 @@ _row("SESSION_COUNT", Kind.AWAY, "the token has no session left", pkcs11.Session
 _row("CRYPTOKI_NOT_INITIALIZED", Kind.AWAY, "the module has forgotten us")
 
 # p11-kit 0.24 lists no slot at all while its server is away.
-NO_TOKEN = _row("NO_SUCH_TOKEN", Kind.AWAY, _WAIT, pkcs11.NoSuchToken)
+_row("NO_SUCH_TOKEN", Kind.AWAY, _WAIT, pkcs11.NoSuchToken)
 
 _row(
     "PIN_INCORRECT",

@@ -66,14 +66,13 @@ class Job:
 class Trouble:
     """The token cannot be used. since, retry_at: by the monotonic clock.
 
-    unusable: set when the operator must act. retry_at: None when it never is tried
-    again.
+    retry_at: None when it is never tried again. unusable: the operator must act.
     """
 
     since: float
     why: str
     retry_at: float | None
-    unusable: Unusable | None = None
+    unusable: bool = False
 
 
 class AbandonedError(Exception):
@@ -184,7 +183,7 @@ class Owner:
                 self._open()
             if self._keyring is not None:
                 self._work_off()
-            elif self.trouble is not None and self.trouble.unusable is not None:
+            elif self.trouble is not None and self.trouble.unusable:
                 self._refuse_backlog()
             self._flush()
             self._receive()
@@ -204,7 +203,7 @@ class Owner:
         trouble = self.trouble
         if self._keyring is not None:
             return 0 if self._backlog else None
-        if trouble is None or (trouble.unusable is not None and self._backlog):
+        if trouble is None or (trouble.unusable and self._backlog):
             return 0
         if trouble.retry_at is None:
             return None
@@ -297,34 +296,39 @@ class Owner:
                 self._close()
                 self._failed(fault)
             case Kind.PIN:
-                self._answer(job, unusable(fault))
+                self._answer(job, Unusable(HSM, str(fault)))
                 self._close()
                 self._failed(fault)
             case Kind.UNUSABLE:
-                self._answer(job, unusable(fault))
+                self._answer(job, Unusable(HSM, str(fault)))
 
     def _failed(self, fault: Fault | Unusable) -> None:
         """The session could not be had, or kept: when to try again, if ever."""
         now = time.monotonic()
         self._failures += 1
-        if isinstance(fault, Unusable):
-            why, never = fault.why, True
-            error: Unusable | None = fault
-        else:
-            why, never = f"{fault.code}: {fault.why}", fault.kind is Kind.PIN
-            error = None if fault.kind in (Kind.AWAY, Kind.LOST) else unusable(fault)
-        retry_at = None if never else now + wait_s(self._failures)
+        never = isinstance(fault, Unusable) or fault.kind is Kind.PIN
+        mine = isinstance(fault, Fault) and fault.kind in (Kind.AWAY, Kind.LOST)
         before = self.trouble
-        since = now if before is None else before.since
-        self.trouble = Trouble(since, why, retry_at, error)
-        if before is None or (before.unusable is None) is not (error is None):
+        self.trouble = Trouble(
+            since=now if before is None else before.since,
+            why=fault.why if isinstance(fault, Unusable) else str(fault),
+            retry_at=None if never else now + wait_s(self._failures),
+            unusable=not mine,
+        )
+        if before is None or before.unusable is mine:
             # Once an outage, and once more if it turns out to be the operator's.
             self.outbox.append(self.trouble)
 
     def _refuse_backlog(self) -> None:
-        error = self.trouble.unusable if self.trouble is not None else None
+        trouble = self.trouble
         while self._backlog:
-            self._answer(self._backlog.popleft(), error or Unavailable(HSM))
+            # One for each caller: an error that is raised twice keeps both stacks.
+            self._answer(
+                self._backlog.popleft(),
+                Unusable(HSM, trouble.why)
+                if trouble is not None and trouble.unusable
+                else Unavailable(HSM),
+            )
 
     def _answer(self, job: Job, error: Exception | None = None) -> None:
         job.error = error
@@ -343,7 +347,3 @@ class Owner:
         self.busy_since = time.monotonic()
         keyring.session.close()
         self.busy_since = None
-
-
-def unusable(fault: Fault) -> Unusable:
-    return Unusable(HSM, f"CKR_{fault.code}: {fault.why}")

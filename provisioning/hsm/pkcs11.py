@@ -8,11 +8,13 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from typing_extensions import override
+
 from provisioning.hsm.attributes import check_keys
+from provisioning.hsm.login import TokenConfig, open_session
 from provisioning.hsm.owner import Job, Owner, Trouble
-from provisioning.hsm.session import TokenConfig, open_session
-from provisioning.hsm.token import HSM
-from provisioning.model.errors import OutcomeUnknown, Unavailable
+from provisioning.hsm.token import HSM, Token
+from provisioning.model.errors import OutcomeUnknown, Unavailable, Unusable
 from provisioning.model.events import TOKEN_AWAY, TOKEN_BACK
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ async def open_token(
     return token
 
 
-class Pkcs11Token:
-    """A token (hsm/token.py) behind a PKCS#11 module; made by `open_token`."""
+class Pkcs11Token(Token):
+    """A token behind a PKCS#11 module; made by `open_token`."""
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class Pkcs11Token:
             return "the module does not answer"
         return None
 
+    @override
     async def use(
         self, label: str, work: Callable[[ec.EllipticCurvePrivateKey], T]
     ) -> T:
@@ -105,32 +108,38 @@ class Pkcs11Token:
             f"a signature by {label}", lambda ring: work(ring.key(label))
         )
 
+    @override
     async def hmac(self, label: str, message: bytes) -> bytes:
         return await self._submit(
             f"an HMAC by {label}", lambda ring: ring.mac(label, message)
         )
 
+    @override
     async def make_ec_key(self, label: str) -> ec.EllipticCurvePublicKey:
         return await self._submit(
             f"the making of key {label}", lambda ring: ring.make_ec(label).public_key
         )
 
+    @override
     async def make_hmac_key(self, label: str) -> None:
         await self._submit(
             f"the making of secret {label}", lambda ring: ring.make_secret(label)
         )
 
+    @override
     async def public_key(self, label: str) -> ec.EllipticCurvePublicKey:
         return await self._submit(
             f"the public key of {label}", lambda ring: ring.pair(label).public_key
         )
 
+    @override
     async def set_id(self, label: str, key_id: bytes) -> None:
         await self._submit(
             f"the ID of {label}",
             lambda ring: ring.session.set_id(ring.pair(label), key_id),
         )
 
+    @override
     async def check(self, ec_labels: Iterable[str], hmac_labels: Iterable[str]) -> None:
         ec_wanted, hmac_wanted = tuple(ec_labels), tuple(hmac_labels)
         await self._submit(
@@ -138,6 +147,7 @@ class Pkcs11Token:
             lambda ring: check_keys(ring, ec_wanted, hmac_wanted),
         )
 
+    @override
     async def close(self) -> None:
         """As hsm/token.py says; a module that is stuck is left behind, with its thread.
 
@@ -173,8 +183,8 @@ class Pkcs11Token:
             raise Unavailable(HSM, FROZEN_RETRY_S)
         trouble = self._owner.trouble
         if trouble is not None:
-            if trouble.unusable is not None:
-                raise trouble.unusable
+            if trouble.unusable:
+                raise Unusable(HSM, trouble.why)
             if self._loop.time() - trouble.since > self._config.deadline_s:
                 raise self._away(trouble)
         if self._stuck():
@@ -274,7 +284,7 @@ class Pkcs11Token:
             if self._told_away:
                 self._told_away = False
                 self._emit(TOKEN_BACK, {"what": HSM})
-        elif not self._told_away or trouble.unusable is not None:
+        elif not self._told_away or trouble.unusable:
             self._told_away = True
             retry_after_s = self._away(trouble).retry_after_s
             self._emit(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pkcs11
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass, TokenFlag
+from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from pkcs11.util.ec import encode_named_curve_parameters
 from typing_extensions import override
 
@@ -22,28 +21,9 @@ from provisioning.model.errors import Unusable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from provisioning.hsm.pin import Pin
-
 P256 = encode_named_curve_parameters("secp256r1")
 SECRET_BYTES = 32
 _UNCOMPRESSED_P256 = 65
-
-
-@dataclass(frozen=True, slots=True)
-class TokenConfig:
-    """Which token, and how to get in.
-
-    module: path of the PKCS#11 library. softhsm_conf: what SOFTHSM2_CONF is set to
-    before it is loaded; None for other modules. deadline_s: how long a caller waits
-    for one answer. waiting: how many callers may wait at once.
-    """
-
-    module: str
-    token_label: str
-    pin: Pin
-    softhsm_conf: str | None = None
-    deadline_s: float = 10.0
-    waiting: int = 4096
 
 
 class Object(Protocol):
@@ -100,24 +80,6 @@ class Session(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def open_session(config: TokenConfig, first: bool) -> Session:
-    """Load and initialise the module, find the token, open a session and log in.
-
-    first: nobody has seen this token yet, so that a label which no token has is a
-    mistake in the configuration; later it is a token that was pulled out.
-    Raises PKCS11Error or Unusable.
-    """
-    library = _initialise(config)
-    try:
-        token = _find_token(library, config, first=first)
-        _may_log_in(token)
-        session = token.open(rw=True, user_pin=config.pin.text)
-    except BaseException:
-        _finalise(library)
-        raise
-    return ModuleSession(library, session)
 
 
 class ModuleSession:
@@ -193,10 +155,11 @@ class ModuleSession:
         return found
 
     def close(self) -> None:
-        # What is left of a session that fails to close goes with the module.
-        with contextlib.suppress(pkcs11.PKCS11Error):
-            self._session.close()
-        _finalise(self._library)
+        # What is left of a session that fails to close goes with the module, and
+        # p11-kit connects to a server that came back only after C_Finalize.
+        for step in (self._session.close, self._library.finalize):
+            with contextlib.suppress(pkcs11.PKCS11Error):
+                step()
 
     def _objects(self, kind: ObjectClass, label: str) -> list[Any]:
         # Of the token: the copies of `_signer` carry the same labels.
@@ -253,72 +216,6 @@ _NEVER_READ: dict[Attribute, Any] = {
     Attribute.SENSITIVE: True,
     Attribute.EXTRACTABLE: False,
 }
-
-_initialised_in: dict[str, int] = {}
-"""The process that initialised each module: after a fork it must be done again."""
-
-
-def _initialise(config: TokenConfig) -> Any:
-    if config.softhsm_conf is not None:
-        # SoftHSM reads it in each C_Initialize.
-        os.environ["SOFTHSM2_CONF"] = config.softhsm_conf
-    library = pkcs11.lib(config.module)
-    if _initialised_in.get(config.module, os.getpid()) != os.getpid():
-        # PKCS#11 v2.40 usage guide, 2.5.2: a child's handles are its parent's.
-        with contextlib.suppress(pkcs11.PKCS11Error):
-            library.finalize()
-        library.initialize()
-    _initialised_in[config.module] = os.getpid()
-    return library
-
-
-def _finalise(library: Any) -> None:
-    # p11-kit connects to a server that came back only after this.
-    with contextlib.suppress(pkcs11.PKCS11Error):
-        library.finalize()
-    _initialised_in.pop(library.so, None)
-
-
-def _find_token(library: Any, config: TokenConfig, *, first: bool) -> pkcs11.Token:
-    labels: list[str] = []
-    found: list[pkcs11.Token] = []
-    for slot in library.get_slots(token_present=True):
-        with contextlib.suppress(pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised):
-            token = slot.get_token()
-            labels.append(token.label)
-            if token.label == config.token_label:
-                found.append(token)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise Unusable(
-            HSM,
-            f"{len(found)} tokens are labelled {config.token_label!r}; rename those "
-            f"that are not the gateway's",
-        )
-    if first and labels:
-        seen = ", ".join(repr(label) for label in labels if label) or "none"
-        raise Unusable(
-            HSM,
-            f"no token is labelled {config.token_label!r}; there are: {seen}. "
-            f"Correct token_label in the configuration",
-        )
-    raise pkcs11.NoSuchToken(f"no token labelled {config.token_label!r}")
-
-
-def _may_log_in(token: pkcs11.Token) -> None:
-    """Leave the last try to a person; raises Unusable, PinLocked or the like."""
-    flags = token.flags
-    if TokenFlag.USER_PIN_LOCKED in flags:
-        raise pkcs11.PinLocked
-    if TokenFlag.USER_PIN_INITIALIZED not in flags:
-        raise pkcs11.UserPinNotInitialized
-    if TokenFlag.USER_PIN_FINAL_TRY in flags:
-        raise Unusable(
-            HSM,
-            "one wrong PIN more would lock the token; log in by hand once with the "
-            "right PIN, put it where the configuration says and start anew",
-        )
 
 
 def _must_sign(key: SigningKey) -> None:

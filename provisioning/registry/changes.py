@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import (
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from provisioning.model.ids import DeviceId
 from provisioning.registry.schema import changes, from_us, gateways, to_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -42,8 +52,14 @@ _BEHIND = (
     .where(_g.applied_seq < bindparam("seq"), _g.beat_at >= bindparam("alive_since"))
     .order_by(_g.name)
 )
-_LEAVE_NAME = delete(gateways).where(_g.name == bindparam("key"))
+_LONG_GONE = delete(gateways).where(
+    or_(
+        and_(_g.name == bindparam("name"), _g.pid == bindparam("pid")),
+        _g.beat_at < bindparam("since"),
+    )
+)
 _LEAVE = delete(gateways).where(_g.id == bindparam("key"))
+_FORGOTTEN = timedelta(days=1)
 _JOIN = insert(gateways)
 _BEAT = (
     update(gateways)
@@ -93,7 +109,7 @@ async def read_behind(
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A gateway starts to follow. Its name is its own: an earlier bearer is gone."""
+    """A gateway starts to follow. An earlier bearer of its name and pid is gone."""
 
     name: str
     pid: int
@@ -105,7 +121,10 @@ class Join:
     def apply(self, page: Page) -> int:
         at = page.saw(self.now)
         number = page.next_number("row")
-        page.also(_LEAVE_NAME, {"key": self.name})
+        page.also(
+            _LONG_GONE,
+            {"name": self.name, "pid": self.pid, "since": to_us(self.now - _FORGOTTEN)},
+        )
         page.also(
             _JOIN,
             {

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiosqlite
 from aiosqlite.cursor import Cursor
 from sqlalchemy import event, make_url
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import await_only
 from typing_extensions import override
 
 from provisioning.model.errors import Unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from sqlalchemy import Connection
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+Batches = Sequence[tuple[str, Sequence[tuple[object, ...]]]]
+"""Statements, each with the rows that it is run for."""
+
 BUSY_TIMEOUT_S = 10.0
-"""How long SQLite waits for another process that is writing."""
+"""How long SQLite waits for another process that is writing; `?timeout=S` in the URL
+says otherwise."""
 
 
 def writer_engine(url: str) -> AsyncEngine:
@@ -70,6 +77,21 @@ def surely_not_committed(error: DBAPIError) -> bool:
     return isinstance(error.orig, sqlite3.OperationalError)
 
 
+def run_batches(connection: Connection, batches: Batches) -> None:
+    """Run statements for lists of rows; SQLite runs them all in one trip."""
+    if connection.dialect.name != "sqlite":
+        for sql, rows in batches:
+            connection.exec_driver_sql(sql, list(rows))
+        return
+    driver = connection.connection.driver_connection
+    try:
+        await_only(cast("_OneHopConnection", driver).run(batches))
+    except sqlite3.IntegrityError as error:
+        raise IntegrityError("a group's writes", None, error) from error
+    except sqlite3.Error as error:
+        raise OperationalError("a group's writes", None, error) from error
+
+
 def _engine(url: str, *, connections: int) -> AsyncEngine:
     path = _sqlite_path(url)
     arguments = {} if path is None else {"async_creator_fn": _connect}
@@ -78,6 +100,8 @@ def _engine(url: str, *, connections: int) -> AsyncEngine:
         connect_args=arguments,
         pool_size=connections,
         max_overflow=0,
+        # Errors reach logs; rows hold hashes of tokens.
+        hide_parameters=True,
         # Longer than the wait for a busy file.
         pool_timeout=BUSY_TIMEOUT_S + 5,
     )
@@ -131,16 +155,26 @@ class _OneHopCursor(Cursor):
 
 
 class _OneHopConnection(aiosqlite.Connection):
+    async def run(self, batches: Batches) -> None:
+        """Run statements for lists of rows, one after the other."""
+        await self._execute(self._run, batches)  # type: ignore[no-untyped-call]
+
+    def _run(self, batches: Batches) -> None:
+        for sql, rows in batches:
+            self._conn.executemany(sql, rows)
+
     @override
     def cursor(self) -> _OneHopCursor:  # type: ignore[override] # awaited by nobody
         return _OneHopCursor(self, self._conn.cursor())
 
 
-def _connect(database: str, **_: object) -> _OneHopConnection:
+def _connect(
+    database: str, *, timeout: float = BUSY_TIMEOUT_S, **_: object
+) -> _OneHopConnection:
     def connector() -> sqlite3.Connection:
         connection = sqlite3.connect(
             database,
-            timeout=BUSY_TIMEOUT_S,
+            timeout=timeout,
             isolation_level=None,  # BEGIN is ours
             # Cursors are opened and closed in the loop's thread, between statements.
             check_same_thread=False,

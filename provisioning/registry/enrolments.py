@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import bindparam, update
@@ -76,7 +76,8 @@ class Admit:
             raise PeerError(DEVICE_ID_CASE)
         if device is None:
             device = page.register(intent.device, at)
-        intent = self.recorded = replace(intent, id=page.next_number("row"))
+        intent.id = page.next_number("row")
+        self.recorded = intent
         page.add_intent(_intent_row(intent, device, at))
         if intent.token_id is not None and self.ask.token_hash is not None:
             token = page.known.tokens[self.ask.token_hash]
@@ -98,9 +99,8 @@ class Finish:
     now: datetime
 
     def want(self, wants: Wants) -> None:
-        wants.intents.add(self.intent.id)
+        wants.finished.add(self.intent.id)
         wants.live.add(self.intent.device.folded)
-        wants.requests.add(self.intent.request_key)
 
     def apply(self, page: Page) -> Credential:
         intent = page.known.intents[self.intent.id]
@@ -122,10 +122,11 @@ class Finish:
                 supersede(page, older, device, "newer", at)
         row = self._row(intent, at)
         page.add_credential(row)
+        serial = intent.serial.hex
         page.tell(
             "issued",
             device.device,
-            {"id": row.id, "serial": intent.serial.hex, "issuer": intent.issuer},
+            {"id": row.id, "serial": serial, "issuer": intent.issuer},
             at,
         )
         credential = row.seen_as(device.device)
@@ -134,7 +135,7 @@ class Finish:
             {
                 "device": device.device.text,
                 "profile": intent.profile,
-                "serial": intent.serial.hex,
+                "serial": serial,
                 "auth": intent.auth,
                 "not_after": _text(credential.not_after),
             },
@@ -144,10 +145,8 @@ class Finish:
         return credential
 
     def _again(self, page: Page, device: DeviceRow) -> Credential:
-        row = page.known.requests[self.intent.request_key]
-        if row is None or row.id != self.intent.id:
-            raise OutcomeUnknown(self._name())
-        if row.certificate != self.certificate:
+        row = page.known.credentials[self.intent.id]
+        if row is None or row.certificate != self.certificate:
             raise OutcomeUnknown(self._name())
         return row.seen_as(device.device)
 
@@ -289,6 +288,8 @@ def _owner(page: Page, ask: Ask, asker: DeviceRow | None) -> DeviceId | None:
 
 def _earlier(page: Page, ask: Ask) -> Earlier | None:
     issued = page.known.requests[ask.request_key]
+    if issued is not None and issued.state is not CredentialState.PENDING:
+        issued = None  # proven since: the same request is a new one
     unresolved = page.known.open_requests[ask.request_key]
     if unresolved is not None and (issued is None or unresolved.id > issued.id):
         return unresolved.earlier()

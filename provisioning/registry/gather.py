@@ -81,7 +81,7 @@ class Reader:
         self, asked: dict[Key, list[asyncio.Future[Held | None]]]
     ) -> None:
         found: dict[Key, Held] = {}
-        away: Unavailable | None = None
+        failure: Exception | None = None
         try:
             with self._standings.reading() as reading:
                 async with self.connection() as connection:
@@ -89,13 +89,13 @@ class Reader:
                         found[held.key] = held
                         reading.put(held)
             self.groups += 1
-        except Unavailable as error:
-            away = error
+        except Exception as error:  # noqa: BLE001 - this task's outermost shell
+            failure = error
         for key, futures in asked.items():
             for future in futures:
                 if future.done():
                     continue
-                if away is not None:
-                    future.set_exception(away)
+                if failure is not None:
+                    future.set_exception(failure)
                 else:
                     future.set_result(found.get(key))

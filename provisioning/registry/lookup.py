@@ -1,6 +1,6 @@
 """What a group wants to know, read in few statements, whatever the group's size.
 
-Every statement is a constant, so that SQLAlchemy compiles each of them once.
+Every statement is a constant, so that each is compiled once.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from provisioning.registry.rows import (
 )
 from provisioning.registry.schema import (
     OPEN,
+    UNPROVEN,
     counters,
     credentials,
     devices,
     intents,
     tokens,
 )
+from provisioning.registry.sql import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, Row
+    from sqlalchemy import ColumnElement, Connection
 
     from provisioning.registry.page import Known, Page, Wants
-
-    # The driver's values: their types end where a row is made of them.
-    Stored = Row[*tuple[Any, ...]]
+    from provisioning.registry.sql import Stored
 
 K = TypeVar("K")
 
@@ -82,13 +82,17 @@ CREDENTIAL_COLUMNS = (
     _c.created_at,
 )
 _CREDENTIALS = select(*CREDENTIAL_COLUMNS).order_by(_c.id)
-_BY_KEY = _CREDENTIALS.where(
-    or_(
-        _among(_c.id, "ids"),
-        _among(_c.serial, "serials"),
-        _among(_c.spki_sha256, "spkis"),
-        _among(_c.request_key, "requests"),
-    )
+# A proven certificate's request is not answered again, so that it need not be found.
+# Not OR: SQLite would pass the partial index by and read the whole table.
+_BY_KEY = union_all(
+    select(*CREDENTIAL_COLUMNS).where(
+        or_(
+            _among(_c.id, "ids"),
+            _among(_c.serial, "serials"),
+            _among(_c.spki_sha256, "spkis"),
+        )
+    ),
+    select(*CREDENTIAL_COLUMNS).where(UNPROVEN, _among(_c.request_key, "requests")),
 )
 _OF_DEVICES = _CREDENTIALS.where(_among(_c.device, "ids"), _among(_c.state, "states"))
 _CERTIFICATES = select(_c.id, _c.certificate).where(_among(_c.id, "ids"))
@@ -143,7 +147,7 @@ _ENDED = (CredentialState.SUPERSEDED, CredentialState.EXPIRED)
 def begin(connection: Connection, page: Page) -> None:
     """Lock out other writers, and forget what they may have changed."""
     before = page.counters.get("group")
-    page.counters = {row[0]: row[1] for row in connection.execute(_COUNTERS)}
+    page.counters = {row[0]: row[1] for row in fetch(connection, _COUNTERS)}
     page.stored_counters = frozenset(page.counters)
     if page.counters.get("group") != before:
         page.forget()
@@ -167,19 +171,21 @@ def _tokens(connection: Connection, known: Known, wants: Wants) -> None:
         return
     known.tokens.update(dict.fromkeys(hashes))
     known.token_ids.update(dict.fromkeys(ids))
-    for row in connection.execute(_TOKENS, {"hashes": list(hashes), "ids": list(ids)}):
+    for row in fetch(connection, _TOKENS, {"hashes": hashes, "ids": ids}):
         token = known.token_ids.get(row[0]) or TokenState(*row)
         known.tokens[token.hash] = token
         known.token_ids[token.id] = token
 
 
 def _intents_by_id(connection: Connection, known: Known, wants: Wants) -> None:
-    ids = _unknown(wants.intents, known.intents)
-    if not ids:
-        return
-    known.intents.update(dict.fromkeys(ids))
-    for row in connection.execute(_INTENTS_BY_ID, {"ids": list(ids)}):
-        _keep_intent(known, row)
+    ids = _unknown(wants.intents | wants.finished, known.intents)
+    if ids:
+        known.intents.update(dict.fromkeys(ids))
+        for row in fetch(connection, _INTENTS_BY_ID, {"ids": ids}):
+            _keep_intent(known, row)
+    for intent in map(known.intents.get, wants.finished):
+        if intent is not None and intent.resolved == "issued":
+            wants.credentials.add(intent.id)
 
 
 def _open_intents(connection: Connection, known: Known, wants: Wants) -> None:
@@ -189,8 +195,8 @@ def _open_intents(connection: Connection, known: Known, wants: Wants) -> None:
         return
     known.open_requests.update(dict.fromkeys(requests))
     known.open_keys.update({key: [] for key in spkis})
-    parameters = {"requests": list(requests), "spkis": list(spkis)}
-    for row in connection.execute(_OPEN_INTENTS, parameters):
+    parameters = {"requests": requests, "spkis": spkis}
+    for row in fetch(connection, _OPEN_INTENTS, parameters):
         intent = _keep_intent(known, row)
         if intent.request_key in requests:
             other = known.open_requests[intent.request_key]
@@ -222,35 +228,34 @@ def _credentials(connection: Connection, known: Known, wants: Wants) -> None:
         known.serials.update(dict.fromkeys(serials))
         known.owners.update({key: set() for key in spkis})
         known.requests.update(dict.fromkeys(requests))
-        parameters = {
-            "ids": list(ids),
+        parameters: dict[str, Collection[object]] = {
+            "ids": ids,
             "serials": [serial.hex for serial in serials],
-            "spkis": list(spkis),
-            "requests": list(requests),
+            "spkis": spkis,
+            "requests": requests,
         }
-        for row in connection.execute(_BY_KEY, parameters):
+        for row in fetch(connection, _BY_KEY, parameters):
             held = keep_credential(known, row)
             if held.spki_sha256 in spkis:
                 known.owners[held.spki_sha256].add(held.device)
-            # In the order of their numbers: the newest stays.
-            if held.request_key in requests:
+            if (
+                held.request_key in requests
+                and held.state is CredentialState.PENDING
+                and _newer(held, known.requests[held.request_key])
+            ):
                 known.requests[held.request_key] = held
-    _certificates(connection, known, wants.requests)
+    _certificates(connection, known, wants)
 
 
-def _certificates(
-    connection: Connection, known: Known, requests: Iterable[bytes]
-) -> None:
+def _certificates(connection: Connection, known: Known, wants: Wants) -> None:
     """The certificates of requests that may have to be answered again."""
+    rows = [known.requests.get(key) for key in wants.requests]
+    rows += [known.credentials.get(number) for number in wants.finished]
     repeated = {
-        row.id: row
-        for row in map(known.requests.get, requests)
-        if row is not None and row.certificate is None
+        row.id: row for row in rows if row is not None and row.certificate is None
     }
     if repeated:
-        for number, certificate in connection.execute(
-            _CERTIFICATES, {"ids": list(repeated)}
-        ):
+        for number, certificate in fetch(connection, _CERTIFICATES, {"ids": repeated}):
             repeated[number].certificate = certificate
 
 
@@ -281,7 +286,7 @@ def _devices(connection: Connection, known: Known, wants: Wants) -> None:
     if not folded and not ids:
         return
     known.devices.update(dict.fromkeys(folded))
-    for row in connection.execute(_DEVICES, {"folded": list(folded), "ids": list(ids)}):
+    for row in fetch(connection, _DEVICES, {"folded": folded, "ids": ids}):
         if row[0] not in known.device_rows:
             device = DeviceRow(*row)
             # What is stored was parsed when it came in.
@@ -298,7 +303,7 @@ def _device_numbers(known: Known, wants: Wants) -> set[int]:
     rows: list[CredentialRow | IntentRow | TokenState | None] = []
     rows += map(known.tokens.get, wants.token_hashes)
     rows += map(known.token_ids.get, wants.token_ids)
-    rows += map(known.intents.get, wants.intents)
+    rows += map(known.intents.get, wants.intents | wants.finished)
     rows += map(known.credentials.get, wants.credentials | wants.live_beside)
     rows += map(known.serials.get, wants.serials)
     rows += map(known.requests.get, wants.requests)
@@ -321,13 +326,11 @@ def _of_devices(connection: Connection, known: Known, wants: Wants) -> None:
     generations = _unknown(_numbers(known, wants.generations), known.generations)
     if generations:
         known.generations.update(dict.fromkeys(generations, 0))
-        for number, newest in connection.execute(
-            _GENERATIONS, {"ids": list(generations)}
-        ):
+        for number, newest in fetch(connection, _GENERATIONS, {"ids": generations}):
             known.generations[number] = newest or 0
     # Rare, and open intents come and go: read each time, never from memory.
     if open_of := _numbers(known, wants.open_intents):
-        for row in connection.execute(_OPEN_INTENTS_OF, {"ids": list(open_of)}):
+        for row in fetch(connection, _OPEN_INTENTS_OF, {"ids": open_of}):
             _keep_intent(known, row)
 
 
@@ -342,13 +345,17 @@ def _family(
     numbers = _unknown(wanted, families)
     if numbers:
         families.update({number: [] for number in numbers})
-        parameters = {
-            "ids": list(numbers),
+        parameters: dict[str, Collection[object]] = {
+            "ids": numbers,
             "states": [state.value for state in states],
         }
-        for row in connection.execute(_OF_DEVICES, parameters):
+        for row in fetch(connection, _OF_DEVICES, parameters):
             held = keep_credential(known, row)
             families[held.device].append(held)
+
+
+def _newer(row: CredentialRow, than: CredentialRow | None) -> bool:
+    return than is None or than.id < row.id
 
 
 def _unknown(wanted: set[K], known: Mapping[K, object]) -> set[K]:

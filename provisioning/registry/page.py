@@ -42,6 +42,8 @@ class Wants:
     token_hashes: set[bytes] = field(default_factory=set)
     token_ids: set[str] = field(default_factory=set)
     intents: set[int] = field(default_factory=set)
+    # Intents whose certificate is wanted as well, if there is one already.
+    finished: set[int] = field(default_factory=set)
     # Devices, folded: their live credentials; also those that ended; their open
     # intents; their newest generation.
     live: set[str] = field(default_factory=set)
@@ -224,6 +226,7 @@ class Page:
 
     def credential_changed(self, row: CredentialRow) -> None:
         """Write this credential, and let nobody rely on what was known of it."""
+        row.seen = None
         if row.id not in self.work.new_credentials:
             self.work.credentials[row.id] = row
         self.work.touched.add(self.device_of(row).device.folded)

@@ -225,7 +225,7 @@ class Seen:
                 {
                     "key": number,
                     "at": page.saw(last.at),
-                    "auth": last.auth.value,
+                    "auth": str(last.auth),
                     "resumed": last.resumed,
                     "address": last.address[:64],
                 },

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from provisioning.registry.lookup import Stored
     from provisioning.registry.rows import CredentialRow
+    from provisioning.registry.sql import Stored
     from provisioning.registry.standings import Key
 
 _c, _d, _i, _t = credentials.c, devices.c, intents.c, tokens.c

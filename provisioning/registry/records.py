@@ -80,11 +80,11 @@ class Facts:
     earlier: Earlier | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewIntent:
     """A certificate that is about to be signed; recorded before the HSM is asked.
 
-    id: filled in by `admit`; the certificate's credential will have the same.
+    id: written by `admit`; the certificate's credential will have the same.
     not_after: None, or 9999-12-31T23:59:59Z, where there is no end.
     """
 

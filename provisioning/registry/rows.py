@@ -57,9 +57,16 @@ class CredentialRow:
     reason: RevocationReason | None
     created_at: int
     certificate: bytes | None = field(default=None, repr=False)
+    # The last answer of `seen_as`, until the row changes.
+    seen: Credential | None = field(default=None, repr=False, compare=False)
 
     def seen_as(self, device: DeviceId) -> Credential:
         """The credential as the rest of the house knows it."""
+        if self.seen is None:
+            self.seen = self._seen_as(device)
+        return self.seen
+
+    def _seen_as(self, device: DeviceId) -> Credential:
         return Credential(
             id=self.id,
             device=device,

@@ -87,10 +87,10 @@ credentials = Table(
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("device", "generation"),
     Index(None, "spki_sha256"),
-    Index(None, "request_key"),
 )
 # Partial indexes stay small; a query uses one when it repeats the words.
 ENDING = text("credentials.ends_at IS NOT NULL AND credentials.state = 'active'")
+UNPROVEN = text("credentials.state = 'pending'")
 LIVING = text("credentials.state IN ('pending', 'active')")
 REVOKED = text("credentials.revoked_at IS NOT NULL")
 OPEN = text("intents.resolved IS NULL")
@@ -104,6 +104,7 @@ def _partial(name: str, where: TextClause, *columns: Column[Any]) -> None:
 
 
 _partial("ix_credentials_ending", ENDING, credentials.c.ends_at)
+_partial("ix_credentials_unproven", UNPROVEN, credentials.c.request_key)
 _partial("ix_credentials_living", LIVING, credentials.c.not_after)
 _partial("ix_credentials_revoked", REVOKED, credentials.c.issuer)
 
@@ -116,7 +117,9 @@ intents = Table(
     Column("line", String(64), nullable=False),
     Column("profile", String(64), nullable=False),
     Column("issuer", String(64), nullable=False),
-    Column("serial", String(40), nullable=False, unique=True),
+    # Not unique here: 125 random bits need no index to tell them apart, and where it
+    # matters, among certificates, there is one.
+    Column("serial", String(40), nullable=False),
     Column("not_before", BigInteger, nullable=False),
     Column("not_after", BigInteger),
     Column("spki_sha256", LargeBinary(32), nullable=False),
@@ -162,11 +165,12 @@ gateways = Table(
     "gateways",
     metadata,
     Column("id", _ID, primary_key=True, autoincrement=False),
-    Column("name", String(255), nullable=False, unique=True),
+    Column("name", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
     Column("applied_seq", BigInteger, nullable=False),
     Column("joined_at", BigInteger, nullable=False),
     Column("beat_at", BigInteger, nullable=False),
+    UniqueConstraint("name", "pid"),
 )
 
 audit = Table(

@@ -79,7 +79,7 @@ class Registry(Desk):
 
     async def close(self) -> None:
         """Write what is waiting, and let the database go."""
-        await self._write_seen()
+        await self.write_seen()
         if self._seen_task is not None:
             await self._seen_task
         await self._writer.close()
@@ -239,10 +239,11 @@ class Registry(Desk):
         if self._seen_task is None or self._seen_task.done():
             # Not in a TaskGroup: it ends by itself, and `close` waits for it.
             self._seen_task = asyncio.create_task(
-                self._write_seen(), name="registry last seen"
+                self.write_seen(), name="registry last seen"
             )
 
-    async def _write_seen(self) -> None:
+    async def write_seen(self) -> None:
+        """Write when devices were last seen now; it happens by itself every second."""
         if self._seen_timer is not None:
             self._seen_timer.cancel()
             self._seen_timer = None

@@ -132,7 +132,12 @@ class Writer:
             while self._waiting:
                 taken = self._waiting[:MAX_GROUP]
                 del self._waiting[: len(taken)]
-                await self._transact(taken)
+                try:
+                    await self._transact(taken)
+                except Exception as error:  # noqa: BLE001 - this task's outermost shell
+                    await self._abandon()
+                    for ticket in taken:
+                        ticket.settle(error)
                 # Callers that were just told may have a next operation for the next
                 # group: let them say so.
                 await asyncio.sleep(0)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from provisioning.hsm.login import TokenConfig
     from provisioning.hsm.pkcs11 import Pkcs11Token
-    from provisioning.hsm.session import TokenConfig
 
 LOST = sorted(code for code, row in TABLE.items() if row.kind is Kind.LOST)
 AWAY = sorted(code for code, row in TABLE.items() if row.kind is Kind.AWAY)
@@ -230,10 +230,10 @@ async def test_a_refused_pin_is_never_tried_again(bench, code):
     bench.faults.before("mac", ckr("SESSION_CLOSED"))
     bench.faults.before("open", ckr(code))
     before = bench.opened()
-    with pytest.raises(Unusable, match=f"CKR_{code}"):
+    with pytest.raises(Unusable, match=code):
         await bench.mac()
     for _ in range(3):
-        with pytest.raises(Unusable, match=f"CKR_{code}"):
+        with pytest.raises(Unusable, match=code):
             await bench.mac()
     # Longer than the first pauses are.
     await asyncio.sleep(DEADLINE_S)
@@ -244,7 +244,7 @@ async def test_a_refused_pin_is_never_tried_again(bench, code):
 async def test_a_token_whose_pin_is_wrong_does_not_open(unopened):
     right = unopened.config
     unopened.config = dataclasses.replace(right, pin=Pin("not the PIN"))
-    with pytest.raises(Unusable, match="CKR_PIN_INCORRECT") as caught:
+    with pytest.raises(Unusable, match="PIN_INCORRECT") as caught:
         await unopened.open()
     assert "not the PIN" not in str(caught.value)
     assert unopened.opened() == 1
@@ -258,7 +258,7 @@ async def test_a_token_whose_pin_is_wrong_does_not_open(unopened):
 @pytest.mark.parametrize("code", UNUSABLE)
 async def test_what_the_operator_must_mend_is_said_and_the_rest_goes_on(bench, code):
     bench.faults.before("sign", ckr(code))
-    with pytest.raises(Unusable, match=f"CKR_{code}") as caught:
+    with pytest.raises(Unusable, match=code) as caught:
         await bench.sign()
     assert len(caught.value.why) > len(code) + 20
     assert bench.opened() == 1, "the session is as good as before"

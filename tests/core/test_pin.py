@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provisioning.hsm.login import TokenConfig
 from provisioning.hsm.pin import Pin, read_pin
-from provisioning.hsm.session import TokenConfig
 from provisioning.model.errors import ConfigError, Unusable
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -26,6 +26,9 @@ from provisioning.model.ids import DeviceId, Serial
 from provisioning.psk.derive import PSK_MASTER
 from provisioning.registry.store import Registry
 from provisioning.registry.upgrade import upgrade
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PUMP = DeviceId.parse("pump-7")
 HOUR = timedelta(hours=1)
@@ -95,7 +98,6 @@ class House:
     clock: Clock
     tasks: asyncio.TaskGroup
     events: list[tuple[str, dict]] = field(default_factory=list)
-    heard: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def tell(self, name: str, fields) -> None:
         self.events.append((name, dict(fields)))
@@ -170,12 +172,31 @@ async def made_house(folder: Path):
             own = await renew_own(
                 token, settings.ca, hierarchy, clock(), secrets.token_bytes
             )
-            async with asyncio.TaskGroup() as tasks:
+            async with task_group() as tasks:
                 yield House(settings, token, registry, hierarchy, own, clock, tasks)
         finally:
             await token.close()
     finally:
         await registry.close()
+
+
+@asynccontextmanager
+async def task_group():
+    """A TaskGroup in a task of its own: fixtures begin and end in different ones."""
+    made: asyncio.Future[asyncio.TaskGroup] = asyncio.get_running_loop().create_future()
+
+    async def hold() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            made.set_result(tasks)
+            await asyncio.Event().wait()
+
+    holder = asyncio.create_task(hold())
+    try:
+        yield await made
+    finally:
+        holder.cancel()
+        with suppress(asyncio.CancelledError):
+            await holder
 
 
 def make_csr(

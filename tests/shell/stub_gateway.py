@@ -285,10 +285,8 @@ class HttpSide(asyncio.Protocol):
         refusal = self._stub.refuse.get(operation)
         headers = [("Content-Type", "application/json")]
         try:
-            if refusal is not None:
-                raise Refuse(refusal)
-            status, body = 200, self._answer(operation)
-        except Refuse as refused:
+            status, body = 200, self._answer(operation, refusal)
+        except RefuseError as refused:
             status = refused.refusal.http
             body = problem_body(problem(refused.refusal))
             if refused.refusal.retryable:
@@ -298,7 +296,11 @@ class HttpSide(asyncio.Protocol):
         self._send(h11.Data(data=body))
         self._send(h11.EndOfMessage())
 
-    def _answer(self, operation: str) -> bytes:
+    def _answer(  # noqa: PLR0911 - one return for each operation
+        self, operation: str, refusal: refusals.Refusal | None
+    ) -> bytes:
+        if refusal is not None:
+            raise RefuseError(refusal)
         stub, record = self._stub, self._record
         if operation == "cacerts":
             return est.encode_body(est.certs_only([stub.authority.der]))
@@ -308,9 +310,9 @@ class HttpSide(asyncio.Protocol):
         if operation == "whoami" and record is None:
             return json.dumps({"device": None, "auth": None}).encode()
         if record is None:
-            raise Refuse(refusals.CREDENTIAL_MISSING)
+            raise RefuseError(refusals.CREDENTIAL_MISSING)
         if record.gone is not None:
-            raise Refuse(record.gone)
+            raise RefuseError(record.gone)
         if operation == "simplereenroll":
             return stub.issue(
                 record.device, est.decode_body(self._body).der, record.name
@@ -350,19 +352,19 @@ class HttpSide(asyncio.Protocol):
                 self._stub.secrets_seen.append(login)
                 device, _, token = login.partition(":")
                 if self._stub.tokens.get(token) != device:
-                    raise Refuse(refusals.TOKEN_REFUSED)
+                    raise RefuseError(refusals.TOKEN_REFUSED)
                 return device, token
         if self._record is None:
-            raise Refuse(refusals.CREDENTIAL_MISSING)
+            raise RefuseError(refusals.CREDENTIAL_MISSING)
         if self._record.gone is not None:
-            raise Refuse(self._record.gone)
+            raise RefuseError(self._record.gone)
         return self._record.device, self._record.name
 
     def _send(self, event: Any) -> None:
         self._transport.write(self._machine.send(event) or b"")
 
 
-class Refuse(Exception):
+class RefuseError(Exception):
     def __init__(self, refusal: refusals.Refusal) -> None:
         super().__init__(refusal.code)
         self.refusal = refusal
@@ -383,7 +385,7 @@ class MqttSide(asyncio.Protocol):
         self._transport = transport
         self.record = self._stub.proven(transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self.alive = False
         self._stub.changed.set()
 

@@ -18,6 +18,8 @@ from provisioning.model.errors import Unusable
 from provisioning.model.ids import DeviceId
 from provisioning.tls.context import ClientPsk
 
+SESAME = "open-sesame"
+
 
 def roll():
     return 0.0
@@ -39,8 +41,8 @@ def wish(stub, device="pump-7", mode="cert", **proof):
     return enrol.Wish(to, FirstProof(**proof), stub.authority.pem, None)
 
 
-def with_token(stub, token="open-sesame", device="pump-7"):
-    stub.tokens["open-sesame"] = device
+def with_token(stub, token=SESAME, device="pump-7"):
+    stub.tokens[SESAME] = device
     return wish(stub, device, token=token)
 
 

@@ -15,6 +15,8 @@ from provisioning.model.errors import Unusable
 from provisioning.model.ids import DeviceId
 from provisioning.tls.context import ClientPsk
 
+SESAME = "open-sesame"
+
 
 def roll():
     return 0.0
@@ -28,9 +30,9 @@ async def stub():
 
 @pytest.fixture
 async def home(stub, tmp_path):
-    stub.tokens["open-sesame"] = "pump-7"
+    stub.tokens[SESAME] = "pump-7"
     to = Belonging(stub.url, DeviceId.parse("pump-7"), "cert")
-    wish = enrol.Wish(to, FirstProof(token="open-sesame"), stub.authority.pem, None)
+    wish = enrol.Wish(to, FirstProof(token=SESAME), stub.authority.pem, None)
     home = Home(tmp_path / "state")
     await enrol.enrol(home, wish, roll)
     stub.seen.clear()
@@ -181,9 +183,9 @@ async def test_power_cut_at_any_write_of_a_rotation_strands_nobody(stub, home, h
 async def test_power_cut_at_any_write_of_an_enrolment_strands_nobody(
     stub, tmp_path, how
 ):
-    stub.tokens["open-sesame"] = "pump-9"
+    stub.tokens[SESAME] = "pump-9"
     to = Belonging(stub.url, DeviceId.parse("pump-9"), "cert")
-    wish = enrol.Wish(to, FirstProof(token="open-sesame"), stub.authority.pem, None)
+    wish = enrol.Wish(to, FirstProof(token=SESAME), stub.authority.pem, None)
     cuts = 0
     for at in range(1, 100):
         folder = tmp_path / f"{at}"

@@ -24,6 +24,8 @@ from provisioning.model.errors import Unusable
 from provisioning.model.ids import DeviceId
 from provisioning.tls.context import ClientPsk
 
+SESAME = "open-sesame"
+
 
 def roll():
     return 0.01
@@ -36,9 +38,9 @@ async def stub():
 
 
 async def enrolled(stub, folder, device="pump-7"):
-    stub.tokens["open-sesame"] = device
+    stub.tokens[SESAME] = device
     to = Belonging(stub.url, DeviceId.parse(device), "cert")
-    wish = enrol.Wish(to, FirstProof(token="open-sesame"), stub.authority.pem, None)
+    wish = enrol.Wish(to, FirstProof(token=SESAME), stub.authority.pem, None)
     home = Home(folder)
     await enrol.enrol(home, wish, roll)
     stub.seen.clear()

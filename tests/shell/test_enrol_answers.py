@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from provisioning.enrol.admission import StandingProof, TokenProof
 from provisioning.enrol.tokens import TokenWish, create_enrolment_token, token_proof
-from provisioning.model.credentials import AuthMethod, CredentialState
+from provisioning.model.credentials import AuthMethod, CredentialState, RevocationReason
 from provisioning.model.errors import PeerError, Unavailable
 from provisioning.model.ids import DeviceId, PskIdentity
 from provisioning.psk.derive import derive
@@ -125,7 +125,7 @@ async def test_another_process_at_the_same_request_is_waited_for(house: House):
     other = house.enrolment()
     assert await refusal(other.simple_enroll(csr, proof)) == "in_progress"
     house.token.held.pop("use").set()
-    assert await other.simple_enroll(csr, proof) == await first
+    assert await first == await other.simple_enroll(csr, proof)
 
 
 async def test_a_device_that_is_cut_off_finds_its_answer_when_it_comes_back(
@@ -144,7 +144,6 @@ async def test_a_device_that_is_cut_off_finds_its_answer_when_it_comes_back(
     house.token.held.pop("use").set()
     der = await back
     assert [known.serial for known in await house.certificates()] == [serial_of(der)]
-    assert house.token.calls.count("use") == house.token.calls.count("use")
 
 
 async def test_a_gateway_that_stops_tells_its_devices_to_come_back(house: House):
@@ -187,7 +186,9 @@ async def test_a_revoked_device_gets_nothing_by_what_its_connection_remembers(
 ):
     old = await enrolled(house)
     standing = await house.connect(old)
-    await house.registry.revoke_device(PUMP, "keyCompromise", house.clock(), "op")
+    await house.registry.revoke_device(
+        PUMP, RevocationReason.KEY_COMPROMISE, house.clock(), "op"
+    )
     enrolment = house.enrolment()
     for work in (
         enrolment.simple_reenroll(make_csr(), standing),
@@ -201,7 +202,9 @@ async def test_a_device_revoked_while_the_token_signs_receives_nothing(house: Ho
     house.token.held["use"] = asyncio.Event()
     work = asyncio.create_task(house.enrolment().simple_reenroll(make_csr(), standing))
     await house.token.reached.wait()
-    await house.registry.revoke_device(PUMP, "keyCompromise", house.clock(), "op")
+    await house.registry.revoke_device(
+        PUMP, RevocationReason.KEY_COMPROMISE, house.clock(), "op"
+    )
     house.token.held.pop("use").set()
     assert await refusal(work) == "device_revoked"
     assert len(await house.certificates()) == 1

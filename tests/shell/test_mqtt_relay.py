@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ from provisioning.wire.mqtt import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
 PUMP = DeviceId.parse("pump-7")
@@ -119,11 +120,14 @@ class Gateway:
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     names: dict[str, Relay] = field(default_factory=dict)
     refusal: Exception | None = None
+    admit_by: Callable[[asyncio.Transport], Awaitable[MqttPeer]] | None = None
     on_open: Callable[[Relay, DeviceId], None] | None = None
     admitting: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def admit(self, _transport: asyncio.Transport) -> MqttPeer:
+    async def admit(self, transport: asyncio.Transport) -> MqttPeer:
+        if self.admit_by is not None:
+            return await self.admit_by(transport)
         await self.admitting.wait()
         if self.refusal is not None:
             raise self.refusal
@@ -749,3 +753,58 @@ async def test_a_refusal_is_logged_once_a_connection(gateway: Gateway) -> None:
         assert [name for name, _ in gateway.events] == ["refused"]
         assert gateway.events[0][1]["device"] == "pump-7"
         assert PACKET_MALFORMED.code not in str(gateway.events)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_a_connection_that_ends_while_it_is_admitted_is_closed_once(
+    gateway: Gateway, leaves: bool
+) -> None:
+    arrived = asyncio.Event()
+    seen: list[Relay] = []
+
+    async def admit(transport: asyncio.Transport) -> MqttPeer:
+        relay = transport.get_protocol()
+        assert isinstance(relay, Relay)
+        seen.append(relay)
+        arrived.set()
+        await gateway.admitting.wait()
+        return MqttPeer(PUMP)
+
+    gateway.admit_by = admit
+    gateway.admitting.clear()
+    async with gateway.device() as device:
+        device.say(Connect("").encode())
+        await arrived.wait()
+        seen[0].cut(DEVICE_REVOKED)
+        if leaves:
+            assert await device.hear() is not None
+            assert await device.hear() is None
+        gateway.admitting.set()
+        if not leaves:
+            packet = await device.hear()
+            assert packet is not None
+            assert Connack.parse(packet, V5).code == 0x87
+    await until(lambda: not gateway.relays)
+    assert gateway.names == {}
+
+
+async def test_nonsense_ends_their_connection_and_no_other(
+    gateway: Gateway,
+) -> None:
+    async with gateway.device() as steady:
+        await steady.connect(client_id="pump-7:steady")
+        for number in range(150):
+            async with gateway.device() as device:
+                # The same nonsense in every run.
+                noise = hashlib.shake_256(b"%d" % number).digest(400)
+                if number % 2:
+                    await device.connect(V5 if number % 4 == 1 else V311)
+                body = noise[2 : 2 + noise[0] % 120]
+                kind = (1 + noise[1] % 15) << 4 | (noise[1] & 2)
+                device.say(bytes((kind, len(body))) + body, noise)
+                device.writer.write_eof()
+                while await device.hear() is not None:
+                    pass
+        steady.say(PINGREQ)
+        assert await steady.hear() == PINGRESP
+    assert "incident" not in {name for name, _ in gateway.events}

@@ -14,6 +14,7 @@ depends_on = None
 ROW = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 ENDING = sa.text("ends_at IS NOT NULL AND state = 'active'")
+UNPROVEN = sa.text("state = 'pending'")
 LIVING = sa.text("state IN ('pending', 'active')")
 REVOKED = sa.text("revoked_at IS NOT NULL")
 OPEN = sa.text("resolved IS NULL")
@@ -62,7 +63,7 @@ def _followers() -> None:
         sa.Column("joined_at", sa.BigInteger(), nullable=False),
         sa.Column("beat_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_gateways")),
-        sa.UniqueConstraint("name", name=op.f("uq_gateways_name")),
+        sa.UniqueConstraint("name", "pid", name=op.f("uq_gateways_name_pid")),
     )
 
 
@@ -129,7 +130,6 @@ def _credentials() -> None:
         sqlite_where=LIVING,
         postgresql_where=LIVING,
     )
-    op.create_index(op.f("ix_credentials_request_key"), "credentials", ["request_key"])
     op.create_index(
         "ix_credentials_revoked",
         "credentials",
@@ -138,6 +138,13 @@ def _credentials() -> None:
         postgresql_where=REVOKED,
     )
     op.create_index(op.f("ix_credentials_spki_sha256"), "credentials", ["spki_sha256"])
+    op.create_index(
+        "ix_credentials_unproven",
+        "credentials",
+        ["request_key"],
+        sqlite_where=UNPROVEN,
+        postgresql_where=UNPROVEN,
+    )
 
 
 def _tokens() -> None:
@@ -187,7 +194,6 @@ def _intents() -> None:
             ["token"], ["tokens.id"], name=op.f("fk_intents_token")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_intents")),
-        sa.UniqueConstraint("serial", name=op.f("uq_intents_serial")),
     )
     op.create_index(
         "ix_intents_open_created_at",

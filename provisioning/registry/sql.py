@@ -1,0 +1,93 @@
+"""Constant statements, compiled once and run with plain tuples.
+
+SQLAlchemy's own path takes the parameters of every execution apart anew: 10 us for each
+row written, 2 us for each value in an IN. A group has hundreds of both. No value here
+needs a conversion on its way to the driver or back: they are int, str and bytes.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from provisioning.registry.engine import run_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection, Dialect, Row
+    from sqlalchemy.sql.dml import UpdateBase
+    from sqlalchemy.sql.selectable import SelectBase
+
+    from provisioning.registry.page import Parameters
+
+    # The driver's values: their types end where a row is made of them.
+    Stored = Row[*tuple[Any, ...]]
+
+
+def fetch(
+    connection: Connection,
+    statement: SelectBase,
+    lists: Mapping[str, Collection[object]] | None = None,
+) -> Sequence[Stored]:
+    """All rows of a SELECT whose parameters are the lists of its INs."""
+    lists = lists or {}
+    sizes = tuple((name, _padded(len(values))) for name, values in lists.items())
+    sql, order = _expanded(statement, connection.dialect, sizes)
+    columns = {name: _pad(values) for name, values in lists.items()}
+    values = tuple(columns[name][index] for name, index in order)
+    return connection.exec_driver_sql(sql, values).all()
+
+
+def write(
+    connection: Connection,
+    statements: Iterable[tuple[UpdateBase, Sequence[Parameters]]],
+) -> None:
+    """Run each statement for each of its rows, in the order given."""
+    batches = []
+    for statement, rows in statements:
+        if rows:
+            sql, arranged = _arranged(statement, connection.dialect, tuple(rows[0]))
+            batches.append((sql, [arranged(row) for row in rows]))
+    run_batches(connection, batches)
+
+
+def _padded(size: int) -> int:
+    """A power of two: a few compiled statements serve every size of group."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _pad(values: Collection[object]) -> list[object]:
+    # The last value again: IN asks for a set.
+    padded = list(values)
+    if padded:
+        padded += padded[-1:] * (_padded(len(padded)) - len(padded))
+    return padded
+
+
+@lru_cache(maxsize=512)
+def _expanded(
+    statement: SelectBase, dialect: Dialect, sizes: tuple[tuple[str, int], ...]
+) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """The SQL for lists of these sizes, and which value stands at which place."""
+    compiled = statement.compile(dialect=dialect)
+    places = {name: [f"{name}:{index}" for index in range(n)] for name, n in sizes}
+    state = compiled.construct_expanded_state(places)
+    order = []
+    for expanded in state.positiontup or ():
+        name, _, index = str(state.parameters[expanded]).rpartition(":")
+        order.append((name, int(index)))
+    return state.statement, tuple(order)
+
+
+@cache
+def _arranged(
+    statement: UpdateBase, dialect: Dialect, names: tuple[str, ...]
+) -> tuple[str, Callable[[Parameters], tuple[object, ...]]]:
+    """The SQL, and what puts a row's values into its order."""
+    compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    order = compiled.positiontup or names
+    if len(order) == 1:
+        return str(compiled), lambda row: (row[order[0]],)
+    return str(compiled), itemgetter(*order)
