@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from device_agent.est import Gateway, UnverifiedGateway
 from device_agent.failures import NotNowError, UntrustedError
-from device_agent.http import HttpConnection
-from device_agent.keys import end_of_certificate
+from device_agent.http import GOODBYE_S, HttpConnection
+from device_agent.keys import beginning_of, end_of_certificate
 from device_agent.sessions import tag_of
 from provisioning.tls.aio import HandshakeError, ServerUntrustedError, open_stream
 from provisioning.tls.context import ClientContext
@@ -59,17 +60,49 @@ class Dialer:
         credential: ClientCertificate | ClientPsk | None,
         alpn: tuple[bytes, ...],
     ) -> Stream:
-        """A stream to the gateway. Raises NotNowError, UntrustedError."""
+        """A stream to the gateway. Raises NotNowError, UntrustedError.
+
+        A certificate that is not valid yet is judged at its own beginning: its signer
+        has been there, so it is our clock that is behind. What has expired stays
+        expired, since the time of judgement only moves forward.
+        """
+        now = self.clock.now()
+        try:
+            stream = await self._verified(endpoint, credential, alpn, now)
+        except UntrustedError:
+            beginning = await _beginning(endpoint, alpn)
+            if beginning is None or beginning <= now:
+                raise
+            stream = await self._verified(endpoint, credential, alpn, beginning)
+        self._believe(stream.established.server_chain)
+        return stream
+
+    async def _verified(
+        self,
+        endpoint: Endpoint,
+        credential: ClientCertificate | ClientPsk | None,
+        alpn: tuple[bytes, ...],
+        at: datetime,
+    ) -> Stream:
         context = ClientContext(
             anchors_pem=self._anchors_pem,
             credential=credential,
             alpn=alpn,
-            verify_at=self.clock.now(),
+            verify_at=at,
         )
         session = None
         if credential is not None:
             session = self._sessions.take(endpoint, tag_of(credential))
         return await _dialled(endpoint, context, session)
+
+    def _believe(self, chain: tuple[bytes, ...]) -> None:
+        """It is later than the beginning of what was just verified."""
+        if not chain:
+            return  # a resumed session shows none
+        try:
+            self.clock.raise_to(beginning_of(chain))
+        except OSError:
+            return  # it was raised in memory, which is what this run needs
 
     def keep_session(
         self,
@@ -111,6 +144,22 @@ async def unverified(
         yield UnverifiedGateway(http)
     finally:
         await http.close()
+
+
+async def _beginning(endpoint: Endpoint, alpn: tuple[bytes, ...]) -> datetime | None:
+    """When the certificates there began, by their own word; nothing is sent to them."""
+    context = ClientContext(anchors_pem=None, alpn=alpn)
+    try:
+        stream = await _dialled(endpoint, context, None)
+    except (NotNowError, UntrustedError):
+        return None
+    chain = stream.established.server_chain
+    try:
+        async with asyncio.timeout(GOODBYE_S):
+            await stream.close()
+        return beginning_of(chain) if chain else None
+    except (ValueError, OSError):
+        return None
 
 
 def _end_of(chain: tuple[bytes, ...]) -> datetime | None:

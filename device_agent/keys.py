@@ -100,9 +100,14 @@ def ders_to_pem(certificates: Sequence[bytes]) -> bytes:
     )
 
 
-def newest_beginning(pem: bytes) -> datetime:
-    """The latest notBefore of a PEM file: certainly in the past of whoever holds it."""
-    return max(one.not_valid_before_utc for one in x509.load_pem_x509_certificates(pem))
+def beginning_of(certificates: Sequence[bytes]) -> datetime:
+    """The latest notBefore of DER certificates: in the past of whoever trusts them.
+
+    Raises ValueError for what is no certificate.
+    """
+    return max(
+        x509.load_der_x509_certificate(der).not_valid_before_utc for der in certificates
+    )
 
 
 def end_of_certificate(der: bytes) -> datetime:

@@ -29,7 +29,7 @@ from gateway.parts import Parts, now, opened, sole_gateway
 from gateway.upkeep import Upkeep
 from provisioning.ca.recover import recover
 from provisioning.enrol.answer import Enrolment
-from provisioning.model.errors import PeerError, Unavailable
+from provisioning.model.errors import OutcomeUnknown, PeerError, Unavailable
 from provisioning.model.events import (
     INTENT_VOIDED,
     READY,
@@ -87,7 +87,7 @@ class App:
             parts.registry,
             parts.live,
             parts.keys,
-            Followers(on_rotate=self._on_rotate, on_revoked=self._on_revoked),
+            Followers(on_rotate=self._on_rotate, on_changed=parts.publisher.changed),
             grace=config.outages.registry_grace,
             clock=now,
             tell=self._tell,
@@ -156,7 +156,7 @@ class App:
                     await gatekeeper.empty.wait()
         for gatekeeper in self._gatekeepers:
             gatekeeper.abort_all()
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(Unavailable, OutcomeUnknown):
             await self._follower.leave()
         for task in self._background:
             task.cancel()
@@ -318,9 +318,6 @@ class App:
             if isinstance(by, str):
                 self._notices.ask_rotation(change.device, datetime.fromisoformat(by))
 
-    def _on_revoked(self, change: Change) -> None:
-        self._parts.publisher.changed(change)
-
     async def _on_answer(self, answer: RotationAnswer) -> None:
         self._tell(
             ROTATION_ANSWERED,
@@ -336,7 +333,7 @@ class App:
             return
         # A refusal or an absent registry loses nothing: the second connection of the
         # new credential supersedes the old one as well.
-        with contextlib.suppress(PeerError, Unavailable):
+        with contextlib.suppress(PeerError, Unavailable, OutcomeUnknown):
             await self._parts.registry.rotated(answer.device, named, now())
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provisioning.model.credentials import CredentialState, DeviceState
-from provisioning.model.errors import Unavailable
+from provisioning.model.errors import OutcomeUnknown, Unavailable
 from provisioning.model.events import CUT, REGISTRY_AWAY, REGISTRY_BACK
 from provisioning.model.ids import Serial
 from provisioning.model.refusals import (
@@ -49,11 +49,11 @@ PAGE = 500
 class Followers:
     """What a change leads to. on_rotate: a device was asked to rotate by then.
 
-    on_revoked: certificates were revoked; CRL and OCSP are to be made anew.
+    on_changed: a device or credential changed; CRL and OCSP may have to follow.
     """
 
     on_rotate: Callable[[Change], None]
-    on_revoked: Callable[[Change], None]
+    on_changed: Callable[[Change], None]
 
 
 class Follower:
@@ -108,7 +108,7 @@ class Follower:
                 if away:
                     away = False
                     self._tell(REGISTRY_BACK, {})
-            except Unavailable as error:
+            except (Unavailable, OutcomeUnknown) as error:
                 if not away:
                     away = True
                     self._tell(REGISTRY_AWAY, {"why": str(error)})
@@ -140,9 +140,10 @@ class Follower:
                 )
                 self._live.remove(connection)
                 connection.cut(refusal)
-        if change.kind in ("device", "credential"):
+        if change.kind == "device" or change.detail.get("generation") is not None:
             self._keys.forget(change.device)
-            self._followers.on_revoked(change)
+        if change.kind in ("device", "credential"):
+            self._followers.on_changed(change)
         if change.kind == "rotate":
             self._followers.on_rotate(change)
 

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from provisioning.ca.publish import Publisher
-
     from gateway.http.protocol import HttpLimits
+    from provisioning.ca.publish import Publisher
     from provisioning.ca.settings import CaSettings
 
 OCSP_TYPE = "application/ocsp-response"

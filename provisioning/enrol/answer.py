@@ -32,7 +32,7 @@ from provisioning.x509.csr import KeyRules, VerifiedCsr, verify_csr
 from provisioning.x509.profiles import validity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Container, Coroutine, Mapping
     from datetime import datetime
 
     from provisioning.ca.hierarchy import Hierarchy
@@ -73,6 +73,8 @@ class Enrolment:
         self._signing = Signing(registry, token, hierarchy, policy.profiles, clock)
         # A request under way in this process, by its key. Owned by the loop's thread.
         self._running: dict[bytes, asyncio.Future[bytes]] = {}
+        # Requests whose intent may be recorded, and nobody signs for it.
+        self._doubtful: set[bytes] = set()
         self._token_rules = _widest(policy)
 
     async def simple_enroll(
@@ -223,16 +225,20 @@ class Enrolment:
                 facts,
                 self._policy,
                 now,
-                abandoned=self._signing.abandoned,
+                abandoned=self._abandoned(key, facts),
             )
             if isinstance(verdict, AskedBefore):
                 return Repeat(verdict.credential, verdict.certificate_der)
             admitted = verdict
             return self._intend(key, verdict, csr, facts, now)
 
-        decision = await self._registry.admit(
-            _registry_ask(key, csr, proof, line, now), decide
-        )
+        ask = _registry_ask(key, csr, proof, line, now)
+        try:
+            decision = await self._registry.admit(ask, decide)
+        except OutcomeUnknown:
+            self._doubtful.add(key)
+            raise
+        self._doubtful.discard(key)
         if isinstance(decision, Repeat):
             self._tell(REPEATED, _told(decision.credential))
             return decision.certificate_der
@@ -251,6 +257,12 @@ class Enrolment:
             },
         )
         return der
+
+    def _abandoned(self, key: bytes, facts: Facts) -> Container[int]:
+        """Intents that this process gave up, or began without learning their number."""
+        if key in self._doubtful and facts.earlier is not None:
+            return (facts.earlier.intent_id,)
+        return self._signing.abandoned
 
     def _intend(
         self,

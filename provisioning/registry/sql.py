@@ -88,6 +88,10 @@ def _arranged(
     """The SQL, and what puts a row's values into its order."""
     compiled = statement.compile(dialect=dialect, column_keys=list(names))
     order = compiled.positiontup or names
-    if len(order) == 1:
-        return str(compiled), lambda row: (row[order[0]],)
+    # Numbers that stand in the statement itself are parameters of the SQL, too.
+    constants = {name: compiled.params[name] for name in order if name not in names}
+    if constants or len(order) == 1:
+        return str(compiled), lambda row: tuple(
+            (constants | row)[name] for name in order
+        )
     return str(compiled), itemgetter(*order)

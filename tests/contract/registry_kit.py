@@ -126,17 +126,21 @@ async def admit(registry: Registry, request: Request) -> NewIntent:
     return decision
 
 
+class LookedError(Exception):
+    """Enough was seen."""
+
+
 async def facts_of(registry: Registry, request: Request) -> Facts:
     """What `decide` is shown; nothing is recorded."""
     seen: list[Facts] = []
 
     def decide(facts: Facts) -> NewIntent:
         seen.append(facts)
-        raise LookupError
+        raise LookedError
 
     try:
         await registry.admit(request.ask(), decide)
-    except LookupError:
+    except LookedError:
         return seen[-1]
     raise AssertionError
 
