@@ -32,6 +32,8 @@ T = TypeVar("T")
 DEFAULT_STATE: Final = "/var/lib/birthmark-agent"
 ROTATION_S: Final = 120.0
 """How long `rotate` waits for the agent that runs."""
+ANOTHER_S: Final = 30.0
+"""How long it waits for another command that is at work in the same folder."""
 
 BUG: Final = 1
 INTERRUPTED: Final = 130
@@ -126,9 +128,7 @@ def _enroll(home: Home, arguments: argparse.Namespace) -> int:
 async def _rotate(home: Home, arguments: argparse.Namespace) -> int:
     from device_agent import control, enrol  # noqa: PLC0415 - keeps --help quick
 
-    if enrol.already(home) is None and home.check() and home.belonging() is None:
-        raise enrol.not_enrolled(home)
-    if not home.check():
+    if not home.check() or home.belonging() is None:
         raise enrol.not_enrolled(home)
     if not home.lock.take():
         reply = await control.ask(home.control_path, "rotate", ROTATION_S)
@@ -138,7 +138,7 @@ async def _rotate(home: Home, arguments: argparse.Namespace) -> int:
             else:
                 _print_error(reply.text)
             return reply.exit_code
-        enrol.take_lock(home)
+        await enrol.wait_for_lock(home, ANOTHER_S)
     try:
         held = await enrol.rotate(home, _roll())
     finally:

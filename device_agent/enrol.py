@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from device_agent import keys, plan
 from device_agent.carry import Carrier, FirstProof, held_psk
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from device_agent.clock import Clock
+
+LOCK_LOOK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,16 @@ def take_lock(home: Home) -> None:
     if not home.lock.take():
         why = "another birthmark-agent is at work in it; wait for it, or stop it"
         raise Unusable(str(home.folder), why)
+
+
+async def wait_for_lock(home: Home, longest_s: float) -> None:
+    """Have the folder as soon as another command is done. Raises Unusable."""
+    try:
+        async with asyncio.timeout(longest_s):
+            while not home.lock.take():  # noqa: ASYNC110 - another process holds it
+                await asyncio.sleep(LOCK_LOOK_S)
+    except TimeoutError:
+        take_lock(home)
 
 
 async def fetch_pinned(wish: Wish, clock: Clock) -> bytes:

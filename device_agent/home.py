@@ -129,7 +129,7 @@ class Home:
         anchors = files.read_private(self.folder / "anchors.pem")
         if anchors is not None:
             try:
-                clock.raise_to(keys.newest_beginning(anchors))
+                clock.raise_to(keys.beginning_of(keys.pem_to_ders(anchors)))
             except ValueError as error:
                 raise _damaged(self.folder / "anchors.pem", error) from error
         return clock

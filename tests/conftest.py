@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from device_client import Field
+from gateway_process import GatewayProcess, missing
 
 
 @dataclass
@@ -95,3 +97,69 @@ def authority() -> Authority:
 @pytest.fixture(scope="session")
 def make_authority():
     return Authority
+
+
+# Gateways, each started once and shared by shell/, interop/ and story/ -------------
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory):
+    """A gateway as `init` and `gateway` make it, with every default."""
+    yield from _served(GatewayProcess(tmp_path_factory.mktemp("gateway")))
+
+
+@pytest.fixture(scope="session")
+def narrow_gateway(tmp_path_factory):
+    """A gateway with little patience and little room, and certificates for seconds."""
+    made = GatewayProcess(tmp_path_factory.mktemp("narrow"))
+    yield from _served(
+        made,
+        **{
+            "limits": {
+                "connections": "24",
+                "handshakes": "4",
+                "handshake_deadline": '"1s"',
+                "header_deadline": '"1s"',
+                "body_deadline": '"1s"',
+                "keep_alive": '"2s"',
+                "mqtt_connect_deadline": '"1s"',
+            },
+            "listen.https": {"plain_psk": "true"},
+            "rotation": {"grace": '"2s"'},
+            "profiles.brief": {
+                "like": '"ldevid"',
+                "lifetime": '"2s"',
+                "expired_grace": '"1h"',
+                "from": '["brief"]',
+            },
+            "profiles.strict": {
+                "like": '"brief"',
+                "expired_grace": '"0"',
+                "from": '["strict"]',
+            },
+        },
+    )
+
+
+def _served(made, **tables):
+    if lacking := missing():
+        pytest.skip(lacking)
+    made.initialise()
+    for table, values in tables.items():
+        made.configure(table, **values)
+    made.start()
+    try:
+        yield made
+    finally:
+        code = made.stop()
+    assert code == 0, made.log.read_text()[-3000:]
+
+
+@pytest.fixture(scope="session")
+def field(gateway):
+    """Devices of the shared gateway."""
+    return Field(gateway)
+
+
+@pytest.fixture(scope="session")
+def narrow_field(narrow_gateway):
+    """Devices of the narrow one."""
+    return Field(narrow_gateway)

@@ -44,7 +44,7 @@ def until(found: Callable[[], T], seconds: float = 10.0) -> T:
 async def soon(found: Callable[[], Awaitable[T]], seconds: float = 10.0) -> T:
     """As `until`, for what has to be awaited."""
     async with asyncio.timeout(seconds):
-        while not (result := await found()):
+        while not (result := await found()):  # noqa: ASYNC110 - another process does it
             await asyncio.sleep(POLL_S)
     return result
 
@@ -101,7 +101,9 @@ class GatewayProcess:
 
     # Its life
     def initialise(self, *options: str) -> dict[str, Any]:
-        return self.command("init", "--ephemeral-ports", "--host", "localhost", *options)
+        return self.command(
+            "init", "--ephemeral-ports", "--host", "localhost", *options
+        )
 
     def configure(self, table: str, **values: str) -> None:
         """Set keys of a table in birthmark.toml, written as TOML writes them."""

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only
 from typing_extensions import override
 
-from provisioning.model.errors import Unusable
+from provisioning.model.errors import Unavailable, Unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +32,13 @@ Batches = Sequence[tuple[str, Sequence[tuple[object, ...]]]]
 BUSY_TIMEOUT_S = 10.0
 """How long SQLite waits for another process that is writing; `?timeout=S` in the URL
 says otherwise."""
+
+
+_FOR_THE_OPERATOR = {
+    "SQLITE_NOTADB": "the file is not a database; restore a backup",
+    "SQLITE_CORRUPT": "the file is damaged; restore a backup",
+    "SQLITE_READONLY": "this user may not write the file or its folder",
+}
 
 
 def writer_engine(url: str) -> AsyncEngine:
@@ -66,6 +73,16 @@ def make_file(url: str) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise Unusable("registry", f"{error.strerror} ({path.name})") from error
+
+
+def fault(error: BaseException | None) -> Unavailable | Unusable:
+    """What a failed statement or connection means, by who must act."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+    for prefix, why in _FOR_THE_OPERATOR.items():
+        # Extended codes begin with the plain one: SQLITE_READONLY_DIRECTORY.
+        if code.startswith(prefix):
+            return Unusable("registry", why)
+    return Unavailable("registry")
 
 
 def surely_not_committed(error: DBAPIError) -> bool:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from provisioning.model.errors import Unavailable
 from provisioning.registry import reads
-from provisioning.registry.engine import BUSY_TIMEOUT_S
+from provisioning.registry.engine import BUSY_TIMEOUT_S, fault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,7 +36,7 @@ class Reader:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for questions; raises Unavailable("registry") for its faults."""
+        """A connection for questions; its faults are Unavailable or Unusable."""
         try:
             async with (
                 asyncio.timeout(BUSY_TIMEOUT_S * 2),
@@ -45,7 +44,7 @@ class Reader:
             ):
                 yield connection
         except (DBAPIError, PoolTimeout, TimeoutError, OSError) as error:
-            raise Unavailable("registry") from error
+            raise fault(error) from error
 
     async def standing(self, key: Key) -> Held | None:
         """What a key stands for, asked for together with whatever else is missed."""

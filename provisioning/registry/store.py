@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from provisioning.model.errors import OutcomeUnknown, Unavailable, Unusable
 from provisioning.registry import reads
 from provisioning.registry.desk import Desk
-from provisioning.registry.engine import exists, reader_engine, writer_engine
+from provisioning.registry.engine import exists, fault, reader_engine, writer_engine
 from provisioning.registry.enrolments import Admit, Finish, Void
 from provisioning.registry.gather import Reader
 from provisioning.registry.proofs import Connect, EndIfDue, NextPsk, Rotated, Seen
@@ -267,10 +267,10 @@ async def _check_version(engine: AsyncEngine) -> None:
             )
     except (OperationalError, ProgrammingError) as error:
         if "alembic_version" not in str(error.orig):
-            raise Unavailable("registry") from error
+            raise fault(error) from error
         found = []
     except (DBAPIError, OSError) as error:
-        raise Unavailable("registry") from error
+        raise fault(error) from error
     if not found or found[0] < SCHEMA_VERSION:
         raise Unusable("registry", "its schema is old; run `birthmark db upgrade`")
     if found != [SCHEMA_VERSION]:

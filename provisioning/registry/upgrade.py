@@ -10,8 +10,8 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
-from provisioning.model.errors import Unavailable, Unusable
-from provisioning.registry.engine import make_file, writer_engine
+from provisioning.model.errors import Unusable
+from provisioning.registry.engine import fault, make_file, writer_engine
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -33,7 +33,7 @@ async def upgrade(url: str) -> None:
             "registry", f"its schema is not one of this program's ({error})"
         ) from error
     except (DBAPIError, OSError) as error:
-        raise Unavailable("registry") from error
+        raise fault(error) from error
     finally:
         await engine.dispose()
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from provisioning.model.errors import OutcomeUnknown, PeerError, Unavailable
-from provisioning.registry.engine import BUSY_TIMEOUT_S, surely_not_committed
+from provisioning.registry.engine import BUSY_TIMEOUT_S, fault, surely_not_committed
 from provisioning.registry.flush import flush
 from provisioning.registry.lookup import begin, look_up
 from provisioning.registry.page import Page, Wants
@@ -105,7 +105,8 @@ class Writer:
 
         A caller that is cancelled hears nothing; its operation happens all the same.
         Raises what `apply` raised; Unavailable("registry") when nothing happened and
-        a retry may help; OutcomeUnknown when it may have happened.
+        a retry may help, Unusable when it will not; OutcomeUnknown when it may have
+        happened.
         """
         if self._closed:
             raise Unavailable("registry")
@@ -210,9 +211,9 @@ class Writer:
             isinstance(error, DBAPIError) and surely_not_committed(error)
         )
         for ticket in group:
-            answer: Exception = Unavailable("registry")
-            if unknown:
-                answer = OutcomeUnknown("a write to the registry")
+            answer = (
+                OutcomeUnknown("a write to the registry") if unknown else fault(error)
+            )
             answer.__cause__ = error
             ticket.settle(answer)
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LINGER_S = 5.0
 """How long a closing connection may take to drain what is left to send."""
 
+HAPPY_EYEBALLS_S = 0.25
+"""RFC 8305: a dead IPv6 route does not use up the deadline."""
+
 WRITE_HIGH = 64 * 1024
 """Octets waiting for a slow reader before the upper protocol is told to pause."""
 
@@ -47,6 +50,18 @@ class HandshakeError(Exception):
     def __init__(self, reason: str, alert: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.alert = alert
+
+
+class AlertError(ConnectionResetError):
+    """The peer ended an established connection by an alert, such as `unknown_ca`.
+
+    In TLS 1.3 a client's certificate is judged after the client believes the
+    handshake is done, so its refusal arrives here.
+    """
+
+    def __init__(self, alert: str) -> None:
+        super().__init__(f"the peer ended the connection: {alert}")
         self.alert = alert
 
 
@@ -79,8 +94,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """One TLS connection between a raw transport and an upper protocol."""
 
     __slots__ = (
-        "_admittance", "_closing", "_engine", "_eof", "_loop", "_lost", "_make_upper",
-        "_on_failed", "_paused", "_raw", "_timer", "_upper", "identity",
+        "_admittance", "_alert", "_closing", "_engine", "_eof", "_loop", "_lost",
+        "_make_upper", "_on_failed", "_paused", "_raw", "_timer", "_upper", "identity",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +118,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._lost = False
         self._paused = False
         self._eof = False
+        self._alert: AlertError | None = None
         self.identity: object = None
         """Who the listener found the peer to be; owned by the upper protocol."""
 
@@ -154,7 +170,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 self._admittance.ended(self, None)
             self._admittance.lost(self)
         if self._upper is not None:
-            self._upper.connection_lost(exc)
+            self._upper.connection_lost(exc or self._alert)
         elif self._on_failed is not None:
             self._on_failed(None)
             self._on_failed = None
@@ -218,6 +234,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _failed(self, failed: Failed) -> None:
         self._closing = True
         self._flush()
+        if failed.alert is not None:
+            self._alert = AlertError(failed.alert)
         if self._upper is None and self._admittance is not None:
             self._admittance.ended(self, failed)
         if self._on_failed is not None:
@@ -411,10 +429,15 @@ class Stream(asyncio.Protocol):
         return found
 
     async def read(self, limit: int = 65_536) -> bytes:
-        """At most `limit` octets, as soon as there are some; empty at the end."""
+        """At most `limit` octets, as soon as there are some; empty at the end.
+
+        Raises AlertError if the peer ended the connection by an alert.
+        """
         while not self._buffer and not self._over:
             self._readable.clear()
             await self._readable.wait()
+        if not self._buffer and isinstance(self._error, AlertError):
+            raise self._error
         piece = bytes(self._buffer[:limit])
         del self._buffer[:limit]
         if not self._buffer and self._transport is not None and not self._over:
@@ -427,6 +450,8 @@ class Stream(asyncio.Protocol):
             raise ConnectionResetError("the connection is closed")
         self._transport.write(data)
         await self._writable.wait()
+        if isinstance(self._error, AlertError):
+            raise self._error
         if self._error is not None:
             raise ConnectionResetError(str(self._error))
 
@@ -488,7 +513,9 @@ async def open_stream(  # noqa: PLR0913 - a connection is these
         return TlsTransport(engine, made, on_failed=failed)
 
     async with asyncio.timeout(deadline_s):
-        raw, _ = await loop.create_connection(factory, host, port)
+        raw, _ = await loop.create_connection(
+            factory, host, port, happy_eyeballs_delay=HAPPY_EYEBALLS_S
+        )
         try:
             return await done
         except BaseException:

@@ -12,7 +12,8 @@ from alembic.migration import MigrationContext
 from registry_kit import NOW, OPERATOR, PUMP, Request, issue, new_database, opened
 from sqlalchemy import create_engine
 
-from provisioning.model.errors import Unavailable, Unusable
+from provisioning.model.errors import Unusable
+from provisioning.registry.engine import writer_engine
 from provisioning.registry.schema import SCHEMA_VERSION, metadata
 from provisioning.registry.store import Registry
 from provisioning.registry.upgrade import newest_version, upgrade
@@ -59,11 +60,11 @@ async def test_a_newer_schema_is_refused_by_both(tmp_path, path):
         await upgrade(url_of(path))
 
 
-async def test_what_is_no_database_is_not_taken_for_one(path):
+async def test_what_is_no_database_is_the_operators_to_restore(path):
     path.write_bytes(b"not a database, " * 1000)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unusable, match="backup"):
         await Registry.open(url_of(path))
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unusable, match="backup"):
         await upgrade(url_of(path))
 
 
@@ -102,11 +103,13 @@ async def test_nobody_but_the_owner_may_read_any_of_its_files(tmp_path):
 
 async def test_every_commit_is_flushed_and_no_device_can_be_orphaned(tmp_path):
     url = await new_database(tmp_path)
-    async with opened(url) as registry, registry.reader() as connection:
-        pragmas = {}
+    engine = writer_engine(url)
+    pragmas = {}
+    async with engine.connect() as connection:
         for name in ("journal_mode", "synchronous", "foreign_keys"):
             found = await connection.exec_driver_sql(f"PRAGMA {name}")
             pragmas[name] = found.scalar_one()
+    await engine.dispose()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 

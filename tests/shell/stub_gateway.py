@@ -131,6 +131,7 @@ class StubGateway:
     wishes: set[str] = field(default_factory=set)
     lifetime: timedelta = timedelta(days=30)
     with_mqtt: bool = True
+    ahead: timedelta = timedelta(0)
     https_port: int = 0
     mqtts_port: int = 0
     resumed: list[bool] = field(default_factory=list)
@@ -328,7 +329,7 @@ class HttpSide(asyncio.Protocol):
             "device": record.device,
             "endpoints": endpoints,
             "renew": {"at": 0.667, "jitter": 0.05},
-            "time": datetime.now(UTC).isoformat(),
+            "time": (datetime.now(UTC) + stub.ahead).isoformat(),
         }
         return json.dumps(told).encode()
 
@@ -444,13 +445,18 @@ class MqttSide(asyncio.Protocol):
 async def serving(
     authority: Authority | None = None,
     certificate_from: Authority | None = None,
-    stub: StubGateway | None = None,
+    lifetime: timedelta = timedelta(days=30),
 ) -> AsyncIterator[StubGateway]:
-    """A stub that listens. certificate_from: who signs its server certificate."""
-    stub = stub or StubGateway(authority or Authority())
+    """A stub that listens.
+
+    certificate_from: who signs its server certificate; lifetime: that one's.
+    """
+    stub = StubGateway(authority or Authority())
     key = ec.generate_private_key(ec.SECP256R1())
     signer = certificate_from or stub.authority
-    leaf = signer.sign(_name("localhost"), key.public_key(), server=True)
+    leaf = signer.sign(
+        _name("localhost"), key.public_key(), server=True, lifetime=lifetime
+    )
     key_pem = key.private_bytes(
         PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -219,3 +219,13 @@ def test_status_of_nothing_is_nothing_and_0(state, capsys):
     assert told["device"] is None
     assert told["state"] == "fresh"
     assert usage(state, "status") == 0
+
+
+async def test_two_rotations_at_once_are_one_after_the_other(stub, state, tmp_path):
+    stub.tokens[SESAME] = "pump-7"
+    enroll = (*how(stub, tmp_path), "--device-id", "pump-7")
+    code, _, err = await agent(state, *enroll, token=SESAME)
+    assert code == 0, err
+    both = await asyncio.gather(agent(state, "rotate"), agent(state, "rotate"))
+    assert [code for code, _, _ in both] == [0, 0]
+    assert stub.seen.count("simplereenroll") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from stub_gateway import Authority, serving
@@ -165,3 +166,40 @@ async def test_two_agents_never_work_in_one_folder(stub, home):
     assert Home(home.folder).lock.take()
     with pytest.raises(Unusable, match="another birthmark-agent"):
         await enrol.enrol(home, with_token(stub), roll)
+
+
+# Time -------------------------------------------------------------------------------
+WOKEN = datetime(1970, 1, 1, 0, 5, tzinfo=UTC)
+
+
+async def test_a_device_that_woke_up_in_1970_enrols_and_knows_better_then(
+    stub, tmp_path
+):
+    home = Home(tmp_path / "state", system=lambda: WOKEN)
+    await enrol.enrol(home, with_token(stub), roll)
+    assert datetime.now(UTC) - home.clock().now() < timedelta(minutes=10)
+    await enrol.rotate(home, roll)
+
+
+async def test_a_server_certificate_that_has_expired_stays_expired(tmp_path):
+    async with serving(lifetime=timedelta(minutes=-1)) as stub:
+        home = Home(tmp_path / "state")
+        with pytest.raises(UntrustedError):
+            await enrol.enrol(home, with_token(stub), roll)
+        assert not stub.secrets_seen
+
+
+async def test_a_stranger_gets_nothing_from_a_device_that_woke_up_in_1970(tmp_path):
+    async with serving(certificate_from=Authority("Mallory")) as stub:
+        home = Home(tmp_path / "state", system=lambda: WOKEN)
+        with pytest.raises(UntrustedError):
+            await enrol.enrol(home, with_token(stub), roll)
+        assert not stub.secrets_seen
+
+
+async def test_a_gateway_far_ahead_of_its_time_does_not_lock_itself_out(stub, tmp_path):
+    stub.ahead = timedelta(days=4000)
+    home = Home(tmp_path / "state")
+    await enrol.enrol(home, with_token(stub), roll)
+    stub.ahead = timedelta(0)
+    await enrol.rotate(home, roll)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from device_agent import files, keys
+from device_agent.carry import held_psk
 from device_agent.clock import Clock
 from device_agent.home import Belonging, Home
 from device_agent.plan import Found
@@ -21,6 +22,7 @@ from provisioning.tls.context import ClientCertificate, ClientPsk
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PUMP = DeviceId.parse("pump-7")
+PSK = ClientPsk("pump-7#2", b"k" * 32)
 
 
 class PowerCut(BaseException):
@@ -109,27 +111,14 @@ def test_a_request_is_the_same_octets_when_it_is_made_again(tmp_path, pairs):
     assert slots.find().asked == (("a", 1),)
 
 
+PSK_HELD = held_psk(PSK, "b", 2, 0.5)
 STEPS = {
     "prepare": lambda slots, pair: slots.prepare("b", meta(2), pair[0]),
     "fill": lambda slots, pair: fill(slots, "b", 2, pair),
     "activate": lambda slots, _: slots.activate("b"),
     "discard": lambda slots, _: slots.discard("b"),
-    "psk": lambda slots, _: slots.keep(
-        PSK_HELD, write_psk(ClientPsk("pump-7#2", b"k" * 32)), NOW
-    ),
+    "psk": lambda slots, _: slots.keep(PSK_HELD, write_psk(PSK), NOW),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def psk_held(tmp_path_factory):
-    global PSK_HELD  # noqa: PLW0603 - one value that the table of steps needs
-    folder = tmp_path_factory.mktemp("psk")
-    slots = slots_in(folder)
-    slots._fill(
-        "b", {"psk.json": b'{"identity": "pump-7#2", "key": "%s"}' % (b"6b" * 32),
-              "meta.json": meta(2, "psk").encode()}
-    )  # fmt: skip
-    PSK_HELD = slots.find().held[0]
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["between", "torn"])

@@ -1,0 +1,1 @@
+"""What it costs: each figure beside its peer in the same run, per CPU-second."""
