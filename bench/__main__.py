@@ -57,7 +57,9 @@ def main() -> int:
 
         profile.run(asked.profile, sys.stdout, quick=asked.quick)
         return 0
-    results, failed = measure(asked.names or list(MEASURES), QUICK if asked.quick else Plan())
+    results, failed = measure(
+        asked.names or list(MEASURES), QUICK if asked.quick else Plan()
+    )
     if asked.json:
         print(document(results))
     else:
@@ -109,7 +111,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quick", action="store_true", help="a smoke run: no figures")
     parser.add_argument(
-        "--profile", choices=("enrol",), help="where the time of it goes, part by part"
+        "--profile",
+        choices=("enrol", "connect", "mqtt"),
+        help="where the time of it goes, part by part",
     )
     asked = parser.parse_args()
     unknown = [name for name in asked.names if name not in MEASURES]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from OpenSSL import SSL, crypto
+from typing_extensions import override
 
 from bench.machine import BenchError
 from provisioning.tls.bindings import lib
@@ -127,7 +128,7 @@ class Secure(Plain):
         if identity is not None:
             # For one connection: a context for each of thousands would be dear.
             ssl = self.engine._ssl  # noqa: SLF001 - the bench's own shortcut
-            lib.SSL_use_certificate(ssl, identity.certificate._x509)  # type: ignore[attr-defined] # noqa: SLF001 - as above
+            lib.SSL_use_certificate(ssl, identity.certificate._x509)  # noqa: SLF001 - as above
             lib.SSL_use_PrivateKey(ssl, identity.key._pkey)  # noqa: SLF001 - as above
         self._data = b""
         self._over = False
@@ -143,11 +144,13 @@ class Secure(Plain):
                 raise BenchError("the server closed in the handshake")
         return found
 
+    @override
     def send(self, data: bytes) -> None:
         """Encrypt and write."""
         self.engine.send(data)
         self._flush()
 
+    @override
     def read(self) -> Part:
         """The next plaintext; empty at the end."""
         while not self._data and not self._over:
@@ -156,6 +159,7 @@ class Secure(Plain):
         data, self._data = self._data, b""
         return data
 
+    @override
     def close(self) -> None:
         """Say goodbye and end it."""
         if not self.closed:

@@ -63,6 +63,11 @@ class House:
         self.chain, self.key = (
             self.data / "server" / name for name in ("chain.pem", "key.pem")
         )
+        _, *rest = x509.load_pem_x509_certificates(self.chain.read_bytes())
+        self.intermediates = folder / "intermediates.pem"
+        self.intermediates.write_bytes(
+            b"".join(one.public_bytes(Encoding.PEM) for one in rest)
+        )
         self.tls13 = context(self.root_pem)
         self.process = self._start()
 
@@ -124,18 +129,14 @@ class House:
         def worker(slot: int) -> Work:
             while left:
                 device = left.pop()
-                connection = Secure(
-                    self.ports["https"], self.tls13, device, slot=slot
-                )
+                connection = Secure(self.ports["https"], self.tls13, device, slot=slot)
                 yield from connection.open()
                 connection.send(
                     request("POST", "/device/v1/psk", b"", "", "Content-Length: 0")
                 )
                 body = expect((yield from answer(connection)), "a PSK")
                 found = json.loads(body)
-                made.append(
-                    ClientPsk(found["identity"], bytes.fromhex(found["key"]))
-                )
+                made.append(ClientPsk(found["identity"], bytes.fromhex(found["key"])))
                 connection.close()
 
         drive(worker(slot) for slot in range(8))

@@ -113,6 +113,14 @@ class Process:
             pause(0.05)
         raise BenchError(f"{self.log.stem} does not listen: {self._last_words()}")
 
+    def said(self, mark: str, timeout_s: float = 15.0) -> None:
+        """Wait until its log has this mark; for those that an empty visit upsets."""
+        end = time.monotonic() + timeout_s
+        while mark not in self.log.read_text(errors="replace"):
+            if time.monotonic() > end or self.popen.poll() is not None:
+                raise BenchError(f"{self.log.stem} is not up: {self._last_words()}")
+            pause(0.05)
+
     def stop(self, timeout_s: float = 15.0) -> None:
         """End it; kill it when it does not."""
         self.popen.terminate()
@@ -145,12 +153,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(argv: Iterable[str | Path], **more: Any) -> str:
+def run(argv: Iterable[str | Path]) -> str:
     """What a command prints; BenchError when it fails."""
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, check=False, timeout=120, **more
+            words, capture_output=True, text=True, check=False, timeout=120
         )
     except FileNotFoundError as error:
         raise BenchError(f"{words[0]} is not installed") from error

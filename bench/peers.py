@@ -73,8 +73,8 @@ def s_server(
     process = Process(
         (
             *("openssl", "s_server", "-www", "-quiet", "-accept", f"127.0.0.1:{port}"),
-            *("-cert", house.chain, "-cert_chain", house.chain, "-key", house.key),
-            *options,
+            *("-cert", house.chain, "-cert_chain", house.intermediates),
+            *("-key", house.key, *options),
         ),
         folder,
     )
@@ -90,7 +90,7 @@ def verifying(house: House) -> tuple[str | Path, ...]:
 
 @contextlib.contextmanager
 def mosquitto(house: House, folder: Path) -> Iterator[tuple[Process, int]]:
-    """mosquitto that does the TLS itself and asks for certificates."""
+    """A mosquitto that does the TLS itself and asks for certificates."""
     port = free_port()
     (folder / "mosquitto.conf").write_text(
         "\n".join(
@@ -118,7 +118,9 @@ def mosquitto(house: House, folder: Path) -> Iterator[tuple[Process, int]]:
 
 
 @contextlib.contextmanager
-def responder(folder: Path) -> Iterator[tuple[Process, int, Authority, x509.Certificate]]:
+def responder(
+    folder: Path,
+) -> Iterator[tuple[Process, int, Authority, x509.Certificate]]:
     """`openssl ocsp -port` over an index of one certificate."""
     ca = Authority("Peer CA")
     ca.write(folder)
@@ -137,7 +139,7 @@ def responder(folder: Path) -> Iterator[tuple[Process, int, Authority, x509.Cert
         folder,
     )
     with running(process):
-        process.listening(port)
+        process.said("waiting for")
         yield process, port, ca, leaf
 
 

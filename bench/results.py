@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, TextIO
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -21,6 +23,7 @@ class Target:
     at_most: float | None = None
     ratio: float | None = None
 
+    @override
     def __str__(self) -> str:
         parts = []
         if self.at_least is not None:
@@ -88,7 +91,7 @@ def spread(
     values: Sequence[float],
     unit: str,
     peer: tuple[str, Sequence[float]] | None = None,
-    **more: object,
+    more: dict[str, object] | None = None,
 ) -> Result:
     """Median with low and high; the ratio is the median of the rounds' ratios."""
     beside = ratio = None
@@ -104,7 +107,7 @@ def spread(
         unit,
         beside,
         ratio,
-        more,
+        more or {},
     )
 
 
@@ -139,8 +142,9 @@ def print_table(results: Sequence[Result], out: TextIO) -> None:
         )
         out.write("  ".join(cells).rstrip() + "\n")
     for one in results:
-        for what, value in one.more.items():
-            out.write(f"{one.name}: {what} {value}\n")
+        out.writelines(
+            f"{one.name}: {what} {value}\n" for what, value in one.more.items()
+        )
 
 
 def _row(one: Result) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -21,7 +22,7 @@ from gateway.http.protocol import HttpLimits, HttpServer
 from gateway.http.revocation import RevocationApi
 from gateway.listen.limits import Gatekeeper, ListenerLimits
 from gateway.listen.tcp import bind, serve
-from gateway.log import EventLog
+from gateway.log import EventLog, listen_to_libraries, tell_of_loop
 from gateway.mqtt.broker import BrokerAddress, Mosquitto
 from gateway.mqtt.notices import Notices, RotationAnswer
 from gateway.mqtt.relay import MqttLimits, MqttPeer, Relay, RelayParts
@@ -92,6 +93,7 @@ class App:
             clock=now,
             tell=self._tell,
         )
+        parts.peers.in_step = lambda: self._follower.in_step
         self._upkeep = Upkeep(
             parts, clock=now, on_renewed=self._use_own, tell=self._tell
         )
@@ -215,6 +217,7 @@ class App:
             body_s=limits.body_deadline.total_seconds(),
             header_bytes=limits.http_header_bytes,
             body_bytes=limits.http_body_bytes,
+            connections=limits.connections,
         )
 
     def _https(self) -> Callable[[], asyncio.Protocol]:
@@ -342,9 +345,12 @@ async def run(config: Config, log: EventLog | None = None) -> None:
 
     Raises Unusable and Unavailable for what keeps it from starting.
     """
-    log = log or EventLog()
+    log = log or EventLog(level=os.environ.get("BIRTHMARK_LOG", "info"))
+    _allow_many_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    listen_to_libraries(log)
+    loop.set_exception_handler(lambda _, context: tell_of_loop(log, context))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with sole_gateway(config.folder):
@@ -361,6 +367,12 @@ async def run(config: Config, log: EventLog | None = None) -> None:
             log.tell(STOPPING, {})
             await app.stop()
         log.tell(STOPPED, {})
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files: an MQTT device takes two of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _notify(state: str) -> None:

@@ -79,6 +79,8 @@ class Follower:
         self._tell = tell
         self._seq = 0
         self._gateway = 0
+        self.in_step = True
+        """False while the registry is away: what is remembered may be out of date."""
 
     async def join(self) -> None:
         """Begin at the newest change: what came before is read where it is needed."""
@@ -95,7 +97,6 @@ class Follower:
         """Look, apply, acknowledge, until cancelled."""
         loop = asyncio.get_running_loop()
         good = loop.time()
-        away = False
         beaten = 0.0
         while True:
             try:
@@ -105,12 +106,12 @@ class Follower:
                     await self._registry.beat(self._gateway, self._seq, self._clock())
                     beaten = now
                 good = now
-                if away:
-                    away = False
+                if not self.in_step:
+                    self.in_step = True
                     self._tell(REGISTRY_BACK, {})
             except (Unavailable, OutcomeUnknown) as error:
-                if not away:
-                    away = True
+                if self.in_step:
+                    self.in_step = False
                     self._tell(REGISTRY_AWAY, {"why": str(error)})
                 if loop.time() - good > self._grace_s:
                     self._end_all()

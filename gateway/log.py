@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
+import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
+
+from typing_extensions import override
 
 from provisioning.model import events
 
@@ -21,7 +26,7 @@ class EventLog:
     def __init__(self, stream: TextIO | None = None, *, level: str = "info") -> None:
         self._stream = stream or sys.stderr
         self._plain = self._stream.isatty()
-        self._floor = _RANK[level]
+        self._floor = _RANK.get(level, _RANK["info"])
 
     def tell(self, name: str, fields: Mapping[str, object]) -> None:
         """One event; raises KeyError for a name or field that the table lacks."""
@@ -36,5 +41,44 @@ class EventLog:
             line = json.dumps(
                 {"at": now, "level": kind.level, "event": name, **fields}, default=str
             )
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        # A full disk or a closed pipe behind standard error must not end the gateway.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+class _Libraries(logging.Handler):
+    """What libraries log by themselves, as events of ours."""
+
+    def __init__(self, log: EventLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        # The message alone: a traceback of theirs may hold what a peer sent.
+        line = record.getMessage()[:500]
+        self._log.tell(events.LIBRARY_SAID, {"logger": record.name, "line": line})
+
+
+def listen_to_libraries(log: EventLog) -> None:
+    """Send what libraries log, warnings and worse, to the event log."""
+    logging.basicConfig(handlers=[_Libraries(log)], level=logging.WARNING, force=True)
+
+
+def tell_of_loop(log: EventLog, context: Mapping[str, object]) -> None:
+    """What no task or protocol caught (`loop.set_exception_handler`): a bug."""
+    error = context.get("exception")
+    stack = (
+        "".join(traceback.format_exception(error))
+        if isinstance(error, BaseException)
+        else None
+    )
+    log.tell(
+        events.INCIDENT,
+        {
+            "where": str(context.get("message"))[:200],
+            "error": type(error).__name__,
+            "stack": stack,
+        },
+    )

@@ -85,7 +85,13 @@ async def opened(config: Config, log: EventLog) -> AsyncIterator[Parts]:
                 size=config.psk.cache_size,
             )
             live = Live()
-            peers = Peers(registry, live, clock=now, grace=config.rotation.grace)
+            peers = Peers(
+                registry,
+                live,
+                clock=now,
+                grace=config.rotation.grace,
+                most=config.limits.connections_of_a_device,
+            )
             yield Parts(
                 config,
                 log,

@@ -9,9 +9,9 @@ from gateway.listen.limits import address_of
 from gateway.live import Connection, Live
 from provisioning.enrol.admission import standing_refusal
 from provisioning.model.credentials import AuthMethod, CertificateProof
-from provisioning.model.errors import PeerError
+from provisioning.model.errors import PeerError, Unavailable
 from provisioning.model.ids import PskIdentity
-from provisioning.model.refusals import CREDENTIAL_UNKNOWN, Refusal
+from provisioning.model.refusals import CREDENTIAL_UNKNOWN, TOO_MANY_REQUESTS, Refusal
 from provisioning.x509.inspect import peer_facts
 
 if TYPE_CHECKING:
@@ -46,11 +46,15 @@ class Peers:
         *,
         clock: Callable[[], datetime],
         grace: timedelta,
+        most: int,
     ) -> None:
         self._registry = registry
         self._live = live
         self._clock = clock
         self._grace = grace
+        self._most = most
+        self.in_step: Callable[[], bool] = lambda: True
+        """Whether what the registry's cache says is up to date; set by the app."""
 
     async def look(self, proof: Proof | None) -> Peer | None:
         """The peer as the registry sees it now; None without a credential.
@@ -85,6 +89,9 @@ class Peers:
         Its first connection proves a credential, its second ends the older one.
         Returns the peer as it stands after that, and what to `remove` from `Live`.
         """
+        if not self.in_step():
+            # A revocation could not be seen: nobody new until it can (DESIGN).
+            raise Unavailable("the registry")
         established = transport.established
         standing = peer.standing
         if standing is None or established is None or peer.refusal is not None:
@@ -102,6 +109,11 @@ class Peers:
         if refusal is not None or transport.is_closing():
             return peer, None
         credential = standing.credential
+        if len(self._live.of(credential.device)) >= self._most:
+            raise PeerError(
+                TOO_MANY_REQUESTS,
+                f"This device has {self._most} connections already; close some.",
+            )
         named = credential.serial or PskIdentity(
             credential.device, credential.generation or 0
         )

@@ -17,6 +17,7 @@ from provisioning.ca.settings import CaSettings
 from provisioning.enrol.policy import EnrolmentPolicy
 from provisioning.model.errors import ConfigError, PeerError, Unusable
 from provisioning.model.ids import TrustDomain
+from provisioning.tls.policy import POLICIES
 from provisioning.x509.profiles import DEFAULTS, Profile
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Limits:
     """What one peer, and all of them together, may take."""
 
     connections: int = 20_000
+    connections_of_a_device: int = 32
     handshakes: int = 200
     handshake_deadline: timedelta = timedelta(seconds=10)
     header_deadline: timedelta = timedelta(seconds=10)
@@ -317,7 +319,9 @@ class _Reader:
             outages=self._section("outages", Outages),
             psk=self._section("psk", Psk),
             revocation=self._section("revocation", Revocation),
-            tls_policy=self._text(("tls", "policy"), tls.get("policy", "modern")),
+            tls_policy=self._one_of(
+                ("tls", "policy"), tls.get("policy", "modern"), " ".join(POLICIES)
+            ),
             profiles=self._profiles(),
         )
         http = config.listen.http
@@ -679,7 +683,8 @@ pin = {pin}
 # policy = "modern"
 
 [limits]
-# connections = 20000
+# connections = 20000        # of each listener
+# connections_of_a_device = 32
 # handshakes = 200           # at the same time
 # handshake_deadline = "10s"
 # header_deadline = "10s"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BIN = Path(sys.executable).parent
-START_S = 19.0
+START_S = 60.0
 STOP_S = 12.0
 POLL_S = 0.02
 
@@ -67,7 +67,7 @@ class GatewayProcess:
             [str(BIN / "birthmark"), "--data", str(self.data), *map(str, argv)],
             capture_output=True,
             text=True,
-            timeout=18,
+            timeout=60,
             env=environment,
             check=False,
         )

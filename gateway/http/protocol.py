@@ -33,28 +33,32 @@ class HttpLimits:
     body_s: float = 20.0
     header_bytes: int = 8_190
     body_bytes: int = 65_536
+    connections: int = 20_000
 
 
 class HttpConnection(RequestHandler):
     """One connection. aiohttp has no time limit for a request that never ends."""
 
-    __slots__ = ("limits", "on_lost", "peer", "timer")
+    __slots__ = ("limits", "on_lost", "server", "timer")
 
     limits: HttpLimits
+    server: HttpServer
     timer: asyncio.TimerHandle | None
     on_lost: Callable[[], None] | None
-    peer: object
-    """Who is on it; owned by the handler of its requests, one at a time."""
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.peer = self.on_lost = self.timer = None
+        self.on_lost = self.timer = None
         super().connection_made(transport)
+        self.server.open += 1
+        if self.server.open > self.limits.connections:
+            self.force_close()
         self.wait(self.limits.header_s)
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:
         self.stop_waiting()
+        self.server.open -= 1
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
@@ -86,6 +90,8 @@ class HttpServer(web.Server):
         limits: HttpLimits,
     ) -> None:
         self._limits = limits
+        self.open = 0
+        """Connections at the moment; owned by the event loop's thread."""
 
         async def timed(request: web.BaseRequest) -> web.StreamResponse:
             connection = request.protocol
@@ -110,6 +116,7 @@ class HttpServer(web.Server):
     def __call__(self) -> HttpConnection:
         made = HttpConnection(self, loop=self._loop, **self._kwargs)
         made.limits = self._limits
+        made.server = self
         return made
 
 

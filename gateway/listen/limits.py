@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,16 +12,17 @@ from typing_extensions import override
 
 from provisioning.model.credentials import PskProof
 from provisioning.model.errors import Unavailable, Unusable
-from provisioning.model.events import HANDSHAKE_FAILED
+from provisioning.model.events import CONNECTED, HANDSHAKE_FAILED, INCIDENT
 from provisioning.tls.aio import Admittance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from provisioning.model.credentials import Proof
     from provisioning.model.ids import PskIdentity
     from provisioning.psk.keys import KeyCache
     from provisioning.tls.aio import TlsTransport
-    from provisioning.tls.engine import Failed
+    from provisioning.tls.engine import Established, Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,8 @@ class Gatekeeper(Admittance):
                 self._shaking.add(following)
                 following.begin()
         established = transport.established
-        if (
-            established is not None
-            and isinstance(established.proof, PskProof)
-            and not established.resumed
-        ):
-            self._keys.proven(established.proof.identity)
+        if established is not None:
+            self._note(transport, established)
         if failed is not None:
             self._tell(
                 HANDSHAKE_FAILED,
@@ -102,6 +100,24 @@ class Gatekeeper(Admittance):
                     "reason": failed.untrusted or failed.reason,
                 },
             )
+
+    def _note(self, transport: TlsTransport, established: Established) -> None:
+        proof = established.proof
+        if isinstance(proof, PskProof) and not established.resumed:
+            self._keys.proven(proof.identity)
+        self._tell(
+            CONNECTED,
+            {
+                "address": address_of(transport),
+                "listener": self._name,
+                "auth": _auth(proof),
+                "resumed": established.resumed,
+                "tls": established.version,
+                "cipher": established.cipher,
+                "bytes_up": established.bytes_up,
+                "bytes_down": established.bytes_down,
+            },
+        )
 
     @override
     def lost(self, transport: TlsTransport) -> None:
@@ -124,6 +140,16 @@ class Gatekeeper(Admittance):
         except (Unavailable, Unusable):
             # The alert `internal_error`, which a device treats as "later" (DESIGN).
             transport.provide_key(identity, None)
+        except Exception as error:  # noqa: BLE001 - the outermost shell of this task
+            self._tell(
+                INCIDENT,
+                {
+                    "where": "PSK key",
+                    "error": type(error).__name__,
+                    "stack": "".join(traceback.format_exception(error)),
+                },
+            )
+            transport.provide_key(identity, None)
         else:
             transport.provide_key(identity, key)
 
@@ -136,6 +162,12 @@ class Gatekeeper(Admittance):
         """End what did not go by itself."""
         for transport in tuple(self._open):
             transport.abort()
+
+
+def _auth(proof: Proof | None) -> str | None:
+    if proof is None:
+        return None
+    return "psk" if isinstance(proof, PskProof) else "certificate"
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:

@@ -100,8 +100,12 @@ class CrlFiles:
 
     async def _publish(self, name: str) -> None:
         issuer = self._hierarchy.issuers[name]
+        path = self._settings.crl_path(name)
         # The number first: a list with a higher number then never knows less.
         number = await self._registry.next_crl_number(name)
+        # A registry from a backup has forgotten numbers that relying parties saw.
+        while number <= published_number(path):
+            number = await self._registry.next_crl_number(name)
         entries = [
             CrlEntry(
                 one.serial,
@@ -122,7 +126,7 @@ class CrlFiles:
             # A list that may have been signed and that nobody has: its number is
             # skipped, which numbers may be (RFC 5280, 5.2.3).
             raise Unavailable("HSM") from None
-        if write_newer(self._settings.crl_path(name), der, number):
+        if write_newer(path, der, number):
             self._tell(
                 CRL_PUBLISHED,
                 {"issuer": name, "number": number, "entries": len(entries)},
@@ -279,15 +283,20 @@ def write_newer(path: Path, der: bytes, number: int) -> bool:
     """
     make_folder(path.parent, 0o755)
     with _locked(path.parent):
-        try:
-            standing = x509.load_der_x509_crl(path.read_bytes())
-            seen = standing.extensions.get_extension_for_class(x509.CRLNumber)
-            if seen.value.crl_number >= number:
-                return False
-        except (FileNotFoundError, ValueError, x509.ExtensionNotFound):
-            pass  # None yet, or none of ours: nothing that could be newer.
+        if published_number(path) >= number:
+            return False
         write_atomically(path, der, PUBLIC)
         return True
+
+
+def published_number(path: Path) -> int:
+    """The number of the list that stands there; 0 for none, or none of ours."""
+    try:
+        standing = x509.load_der_x509_crl(path.read_bytes())
+        seen = standing.extensions.get_extension_for_class(x509.CRLNumber)
+    except (FileNotFoundError, ValueError, x509.ExtensionNotFound):
+        return 0
+    return seen.value.crl_number
 
 
 @contextmanager

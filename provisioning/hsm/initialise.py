@@ -192,7 +192,7 @@ class _Module:
 
 
 def _main() -> None:
-    # SoftHSM 2.6 makes its files with the process's mask and chmods nothing.
+    # SoftHSM 2.6.1 asks for 0600 and 0700 itself; a build that does not is caught.
     os.umask(0o077)
     order = json.load(sys.stdin)
     pin, so_pin = order["pin"].encode(), order["so_pin"].encode()

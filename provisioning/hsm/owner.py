@@ -228,6 +228,10 @@ class Owner:
             self._failed(judge(error))
         except Unusable as error:
             self._failed(error)
+        except Exception as error:  # noqa: BLE001 - the thread's shell: it must live
+            # By its name alone: what it says was not written to be shown.
+            why = f"the module fails in an unforeseen way ({type(error).__name__})"
+            self._failed(Unusable(HSM, why))
         else:
             self._first = False
             self._keyring = Keyring(session, self._ask)
@@ -345,5 +349,7 @@ class Owner:
             return
         keyring, self._keyring = self._keyring, None
         self.busy_since = time.monotonic()
-        keyring.session.close()
+        # It is let go for good or ill: the next one starts from nothing.
+        with contextlib.suppress(PKCS11Error):
+            keyring.session.close()
         self.busy_since = None

@@ -199,8 +199,14 @@ class Pkcs11Token(Token):
         return Unavailable(HSM, round(max(LEAST_RETRY_S, wait_s), 1))
 
     def _stuck(self) -> bool:
+        """Whether one call has taken so long that no more callers should wait.
+
+        Half of a deadline: a caller who gave up waited from before that call began,
+        so that the whole one would not be over when it is looked at.
+        """
         since = self._owner.busy_since
-        return since is not None and self._loop.time() - since > self._config.deadline_s
+        patience_s = self._config.deadline_s / 2
+        return since is not None and self._loop.time() - since > patience_s
 
     def _hand_over(self) -> None:
         if self._outgoing:

@@ -34,7 +34,7 @@ def _row(name: str, level: str, fields: str, *, audited: bool = False) -> str:
 READY = _row("ready", "info", "https mqtts coaps http operator pid")
 STOPPING = _row("stopping", "info", "signal")
 STOPPED = _row("stopped", "info", "")
-CONFIG = _row("config", "error", "where why")
+LIBRARY_SAID = _row("library_said", "warning", "logger line")
 INCIDENT = _row("incident", "error", "incident where error stack")
 
 TOKEN_AWAY = _row("token_away", "warning", "what why retry_after_s")
@@ -63,7 +63,6 @@ ISSUED = _row("issued", "info", "device profile serial auth not_after", audited=
 REPEATED = _row("repeated", "info", "device profile serial auth")
 INTENT_VOIDED = _row("intent_voided", "warning", "device serial why", audited=True)
 PSK_ISSUED = _row("psk_issued", "info", "device generation auth", audited=True)
-PROVEN = _row("proven", "info", "device serial generation")
 SUPERSEDED = _row("superseded", "info", "device serial generation by", audited=True)
 ROTATE_ASKED = _row("rotate_asked", "info", "device by", audited=True)
 REVOKED = _row("revoked", "info", "device serials identities reason", audited=True)

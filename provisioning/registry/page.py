@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from provisioning.model import events
@@ -18,7 +19,7 @@ from provisioning.registry.rows import LIVE, DeviceRow
 from provisioning.registry.schema import to_us
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy.sql.dml import UpdateBase
@@ -196,16 +197,21 @@ class Page:
     # Credentials ---------------------------------------------------------------
 
     def live(self, device: DeviceRow) -> list[CredentialRow]:
-        """The pending and active credentials of a device."""
-        return [row for row in self.known.live[device.id] if row.state in LIVE]
+        """The pending and active credentials of a device, oldest first."""
+        rows = [row for row in self.known.live[device.id] if row.state in LIVE]
+        rows.sort(key=_BY_NUMBER)
+        return rows
 
-    def not_revoked(self, device: DeviceRow) -> Iterator[CredentialRow]:
-        """Every credential of a device but the revoked ones."""
-        seen: set[int] = set()
-        for row in (*self.known.ended[device.id], *self.known.live[device.id]):
-            if row.id not in seen and row.state is not CredentialState.REVOKED:
-                seen.add(row.id)
-                yield row
+    def not_revoked(self, device: DeviceRow) -> list[CredentialRow]:
+        """Every credential of a device but the revoked ones, oldest first."""
+        families = self.known.ended[device.id], self.known.live[device.id]
+        # One that ended since it was read is in both.
+        rows = {row.id: row for family in families for row in family}
+        return [
+            row
+            for row in sorted(rows.values(), key=_BY_NUMBER)
+            if row.state is not CredentialState.REVOKED
+        ]
 
     def add_credential(self, row: CredentialRow) -> None:
         """A new credential."""
@@ -303,6 +309,7 @@ class Page:
         self.work.others.setdefault(statement, []).append(parameters)
 
 
+_BY_NUMBER = attrgetter("id")
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
 
 

@@ -46,12 +46,12 @@ class _Ticket(Generic[T]):
         self.error: BaseException | None = None
 
     def decide(self, page: Page) -> None:
-        """Apply the operation; a refusal is its caller's alone."""
+        """Apply the operation; what it refuses is its caller's alone."""
         self.error = None
         try:
             self.outcome = self.operation.apply(page)
-        except PeerError as refusal:
-            self.error = refusal
+        except (PeerError, OutcomeUnknown) as answer:
+            self.error = answer
         except Exception as error:
             # A bug, and perhaps half of its changes are on the page.
             self.error = error

@@ -159,9 +159,10 @@ class ServerContext(_Context):
         if engine.speaks_13:
             # TLS 1.3 asks here too, tickets included (FACTS); `_psk13` has answered.
             return 0
-        key = engine.key_asked_for(ffi.string(name))
+        octets = ffi.string(name)
+        key = engine.key_asked_for(octets)
         if key is None:
-            return bindings.INTERNAL_ERROR if engine.key_away else 0
+            return bindings.INTERNAL_ERROR if engine.is_away(octets) else 0
         if len(key) > limit:
             return 0
         ffi.memmove(out, key, len(key))
@@ -177,8 +178,9 @@ class ServerContext(_Context):
         engine.speaks_13 = True
         key = engine.key_asked_for(identity)
         if key is None:
-            # "Not mine" lets tickets and certificates have their turn; 0 is an alert.
-            return 0 if engine.key_away else 1
+            # "Not mine" lets tickets and certificates have their turn; 0 is an alert,
+            # and only for the identity whose key is away: a ticket needs no HSM.
+            return 0 if engine.is_away(identity) else 1
         session = bindings.read_session(external_psk_session(identity, key, engine.now))
         if session is None:
             return 0

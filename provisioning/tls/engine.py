@@ -87,7 +87,7 @@ class Engine:
 
     __slots__ = (
         "_context", "_flight", "_held", "_incoming", "_outgoing", "_reply", "_ssl",
-        "bytes_in", "bytes_out", "choice", "closed", "established", "key_away", "keys",
+        "bytes_in", "bytes_out", "choice", "closed", "established", "keys",
         "now", "offered", "speaks_13", "wanted",
     )  # fmt: skip
 
@@ -112,13 +112,16 @@ class Engine:
         """Keys fetched for this handshake, by identity; gone when it is over."""
         self.offered: list[bytes] = []
         self.wanted: list[PskIdentity] = []
-        self.key_away = False
         self.speaks_13 = False
 
     # What the callbacks of a context ask
     def key_asked_for(self, identity: bytes) -> bytes | None:
         """The key that was provided for these octets; None is "not mine"."""
         return self.keys.get(identity)
+
+    def is_away(self, identity: bytes) -> bool:
+        """Whether this identity's key was wanted and the HSM could not give it."""
+        return identity in self.keys and self.keys[identity] is None
 
     # What the shell does
     def receive(self, data: bytes) -> list[Event]:
@@ -279,7 +282,6 @@ class ServerEngine(Engine):
             return []
         self.wanted.remove(identity)
         self.keys[identity.wire] = key
-        self.key_away = self.key_away or key is None
         if self.wanted:
             return []
         held, self._held = self._held or b"", None

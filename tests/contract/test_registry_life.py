@@ -161,7 +161,10 @@ async def test_an_operators_wish_to_rotate_is_seen_until_a_newer_one_is_proven(
     seq = await registry.ask_rotate(PUMP, NOW + DAY, NOW, OPERATOR)
     assert seq == await registry.latest_seq()
     change = (await registry.changes_after(seq - 1))[0]
-    assert (change.kind, change.detail) == ("rotate", {"by": "2030-01-02T12:00:00+00:00"})
+    assert (change.kind, change.detail) == (
+        "rotate",
+        {"by": "2030-01-02T12:00:00+00:00"},
+    )
     standing = await registry.standing_of_certificate(old.serial)
     assert standing.rotate_by == NOW + DAY
 

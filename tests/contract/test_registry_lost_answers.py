@@ -1,7 +1,7 @@
 """Every write fails twice: it did not happen; it happened and the answer was lost.
 
-One table names each write of the registry. After either failure the caller does what it
-would do in the field, which is to ask again, and everything is as if nothing had failed.
+One table names each write of the registry. After either failure the caller does what
+it would do in the field, which is to ask again, and all is as if nothing had failed.
 """
 
 from __future__ import annotations
@@ -148,9 +148,7 @@ WRITES = {
         lambda registry, pair: registry.rotated(PUMP, pair[1].serial, NOW),
         states,
     ),
-    "sweep": Write(
-        proven, lambda registry, _: registry.sweep(NOW + 31 * DAY), states
-    ),
+    "sweep": Write(proven, lambda registry, _: registry.sweep(NOW + 31 * DAY), states),
     "create_psk": Write(
         nothing, lambda registry, _: registry.create_psk(PUMP, NOW, OPERATOR), states
     ),

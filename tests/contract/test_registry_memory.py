@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from registry_kit import (
     DAY,
@@ -55,7 +54,7 @@ KINDS = [
     "token",
 ]
 STEP = st.tuples(st.sampled_from(KINDS), st.integers(0, 5))
-GROUPS = st.lists(st.lists(STEP, min_size=1, max_size=8), max_size=8)
+GROUPS = st.lists(st.lists(STEP, min_size=1, max_size=6), max_size=5)
 
 
 class Player:
@@ -147,13 +146,16 @@ class Player:
 
 def rows(folder: Path) -> dict[str, list[tuple]]:
     database = sqlite3.connect(folder / "registry.sqlite3")
-    tables = ["devices", "credentials", "intents", "tokens", "changes", "audit"]
-    # When a device was last seen is gathered over time: not compared.
-    found = {
-        table: database.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
-        for table in tables
+    queries = {
+        # When a device was last seen is gathered over time: not compared.
+        "devices": "SELECT id, device_id, state, rotate_by FROM devices ORDER BY 1",
+        "credentials": "SELECT * FROM credentials ORDER BY 1",
+        "intents": "SELECT * FROM intents ORDER BY 1",
+        "tokens": "SELECT * FROM tokens ORDER BY 1",
+        "changes": "SELECT * FROM changes ORDER BY 1",
+        "audit": "SELECT * FROM audit ORDER BY 1",
     }
-    found["devices"] = [row[:6] for row in found["devices"]]
+    found = {name: database.execute(sql).fetchall() for name, sql in queries.items()}
     database.close()
     return found
 
@@ -201,9 +203,11 @@ async def one_by_one(folder: Path, groups) -> Player:
 
 
 @settings(
-    max_examples=12,
-    deadline=timedelta(seconds=15),
+    max_examples=10,
+    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
+    # Shrinking takes minutes where an example takes a second.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 @given(GROUPS)
 def test_a_group_with_a_memory_does_what_each_would_do_alone(groups):

@@ -219,9 +219,7 @@ async def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path):
             assert await registry.void(intent.id, "found at start", NOW)
         (row,) = await registry.list_tokens()
         assert row.used == sum(len(view.credentials) for view in devices.values())
-        serials = [
-            one.serial for view in devices.values() for one in view.credentials
-        ]
+        serials = [one.serial for view in devices.values() for one in view.credentials]
         assert len(set(serials)) == len(serials)
         changes = await registry.changes_after(0, 100_000)
         assert [one.seq for one in changes] == list(range(1, len(changes) + 1))

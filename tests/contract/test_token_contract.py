@@ -14,6 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509 import ocsp
+from pkcs11 import Attribute
 
 from hsm_sim.faults import Faults, open_faulty_token
 from hsm_sim.served import ServedToken
@@ -184,8 +185,6 @@ async def test_a_new_key_has_the_identifier_of_its_certificate(token):
 
 async def ids(token: Pkcs11Token, label: str) -> set[bytes]:
     """CKA_ID of both halves, by the token's own thread."""
-    from pkcs11 import Attribute  # noqa: PLC0415 - the one test that looks inside
-
     return await token._submit(
         "the IDs",
         lambda ring: {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import hmac
 import os
@@ -39,7 +40,7 @@ DEADLINE_S = 0.5
 
 @pytest.fixture
 def config(tmp_path: Path) -> TokenConfig:
-    return make_token(tmp_path / "hsm", deadline_s=DEADLINE_S)
+    return make_token(tmp_path / "hsm")
 
 
 @contextmanager
@@ -399,10 +400,12 @@ async def eventually(token: Pkcs11Token, derived: bytes) -> bool:
 
 @pytest.fixture
 async def served(config):
-    with ServedToken(config) as server:
+    token = await open_token(config)
+    await token.make_hmac_key("psk-master")
+    await token.make_ec_key("issuing")
+    await token.close()
+    with ServedToken(dataclasses.replace(config, deadline_s=DEADLINE_S)) as server:
         token = await open_token(server.config)
-        await token.make_hmac_key("psk-master")
-        await token.make_ec_key("issuing")
         yield server, token
         server.thaw()
         await token.close()
@@ -449,7 +452,7 @@ async def test_a_network_hsm_that_is_away_at_first_is_waited_for(config):
     await token.make_hmac_key("psk-master")
     derived = await token.hmac("psk-master", b"x")
     await token.close()
-    server = ServedToken(config)
+    server = ServedToken(dataclasses.replace(config, deadline_s=DEADLINE_S))
     token = await open_token(server.config)
     assert token.trouble is not None
     with server:

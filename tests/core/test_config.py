@@ -116,6 +116,7 @@ def test_an_empty_table_has_every_default():
         (HSM + '[profiles.ldevid]\nissuer = "root"\n', 4, "issuing"),
         (HSM + "[profiles.UPPER]\n", 3, "a-z"),
         (HSM + "[psk]\ncache_for = \n", 4, "TOML"),
+        (HSM + '[tls]\npolicy = "old"\n', 4, "modern"),
         (HSM + "[listen.http]\nport = 0\n", 4, "fixed"),
         ('[fleet]\norg = "A"\n[hsm]\n', 3, "missing"),
     ],

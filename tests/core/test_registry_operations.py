@@ -6,6 +6,7 @@ A page that knows everything needs no look-up, so whole lives run in microsecond
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -136,10 +137,8 @@ def step(life: Life, what: str, which: int) -> None:
         case "connect":
             life.connect(number)
         case "rotated":
-            try:
+            with suppress(PeerError):
                 life.run(Rotated(PUMP, life.row(number).serial, life.now))
-            except PeerError:
-                pass
         case "sweep":
             for one in list(life.states):
                 life.run(EndIfDue(one, life.now))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from hsm_sim.tokens import make_token
 from provisioning import config
-from provisioning.ca.hierarchy import Hierarchy, make_hierarchy, make_hmac_key
-from provisioning.ca.renew import Own, make_responder_key, renew_own
+from provisioning.ca.hierarchy import (
+    Hierarchy,
+    load_hierarchy,
+    make_hierarchy,
+    make_hmac_key,
+)
+from provisioning.ca.renew import Own, load_own, make_responder_key, renew_own
 from provisioning.enrol.answer import Enrolment
 from provisioning.enrol.tokens import TokenSecret, TokenWish, create_enrolment_token
 from provisioning.hsm.pkcs11 import open_token
@@ -29,6 +35,8 @@ from provisioning.registry.upgrade import upgrade
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from provisioning.hsm.session import TokenConfig
 
 PUMP = DeviceId.parse("pump-7")
 HOUR = timedelta(hours=1)
@@ -151,33 +159,62 @@ class House:
 
 @asynccontextmanager
 async def made_house(folder: Path):
-    """A house with everything made, as `birthmark init` would."""
+    """A house with everything made, as `birthmark init` would.
+
+    Made once in a run, beside the tests' own folders; each test gets a copy.
+    """
+    model = folder.parent / "ca-house-model"
+    if model not in _models:
+        _models[model] = await _made_model(model)
+    made = _models[model]
     data = folder / "data"
-    data.mkdir(mode=0o700)
-    text = config.default_toml(
-        org="Test", domain="test.example", hosts=("localhost",), module="unused"
-    )
-    settings = config.parse(text, data)
+    shutil.copytree(model, data)
+    conf = data / "hsm" / "softhsm2.conf"
+    conf.write_text(conf.read_text().replace(str(model), str(data)))
+    settings = config.parse(_TOML, data)
     clock = Clock()
-    await upgrade(settings.registry_url)
+    clock.now = made.at
     registry = Breakable(await Registry.open(settings.registry_url))
     try:
-        token = Breakable(await open_token(make_token(data / "hsm")))
+        opened = await open_token(replace(made.token, softhsm_conf=str(conf)))
+        token = Breakable(opened)
         try:
-            hierarchy = await make_hierarchy(
-                token, settings.ca, clock(), secrets.token_bytes
-            )
-            await make_responder_key(token)
-            await make_hmac_key(token, PSK_MASTER)
-            own = await renew_own(
-                token, settings.ca, hierarchy, clock(), secrets.token_bytes
-            )
+            hierarchy, own = load_hierarchy(settings.ca), load_own(settings.ca)
             async with task_group() as tasks:
                 yield House(settings, token, registry, hierarchy, own, clock, tasks)
         finally:
             await token.close()
     finally:
         await registry.close()
+
+
+@dataclass(frozen=True)
+class _Model:
+    token: TokenConfig
+    at: datetime
+
+
+_models: dict[Path, _Model] = {}
+_TOML = config.default_toml(
+    org="Test", domain="test.example", hosts=("localhost",), module="unused"
+)
+
+
+async def _made_model(data: Path) -> _Model:
+    data.mkdir(mode=0o700)  # noqa: ASYNC240 - nobody else is on this loop
+    settings = config.parse(_TOML, data)
+    now = Clock()()
+    await upgrade(settings.registry_url)
+    made = make_token(data / "hsm")
+    token = await open_token(made)
+    try:
+        hierarchy = await make_hierarchy(token, settings.ca, now, secrets.token_bytes)
+        await make_responder_key(token)
+        await make_hmac_key(token, PSK_MASTER)
+        await renew_own(token, settings.ca, hierarchy, now, secrets.token_bytes)
+    finally:
+        await token.close()
+    return _Model(made, now)
 
 
 @asynccontextmanager

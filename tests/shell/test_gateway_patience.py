@@ -174,6 +174,30 @@ async def test_a_body_that_nobody_reads_does_not_hold_the_connection(narrow_fiel
 
 
 @pytest.mark.parametrize(
+    "begun",
+    [
+        (b"Content-Length: 1000\r\n", b"MIIB"),
+        (b"Transfer-Encoding: chunked\r\n", b"4\r\nMIIB\r\n"),
+        (b"Transfer-Encoding: chunked\r\n", b"no number\r\nMIIB\r\n"),
+    ],
+    ids=["of a length", "chunked", "chunked wrongly"],
+)
+async def test_a_client_that_hangs_up_in_its_body_is_no_incident(
+    narrow_gateway, narrow_field, begun
+):
+    """It is the client's doing, or its radio's: no stack in the log, no alarm."""
+    before = len(narrow_gateway.said("incident"))
+    header, body = begun
+    async with narrow_field.https() as http:
+        await http.stream.write(POST + header + b"Expect: 100-continue\r\n\r\n")
+        assert b"100 Continue" in await http.stream.read()  # it waits for the body
+        await http.stream.write(body)
+    # The next one's answer comes after what the gateway made of the first.
+    assert (await narrow_field.whoami()).status == 200
+    assert narrow_gateway.said("incident")[before:] == []
+
+
+@pytest.mark.parametrize(
     "declared",
     [
         b"Content-Length: 100000000\r\n\r\n",

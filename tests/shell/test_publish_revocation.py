@@ -221,6 +221,20 @@ async def test_an_older_list_never_replaces_a_newer_one(house, crls):
     assert write_newer(path, older, 1) is True
 
 
+async def test_a_registry_from_a_backup_does_not_set_numbers_back(house, crls):
+    for _ in range(5):
+        await crls.refresh()
+    before = number(listed(house))
+    numbers = iter(range(2, 100))
+
+    async def forgetful(name: str) -> int:
+        return next(numbers)
+
+    house.registry.next_crl_number = forgetful
+    await crls.refresh()
+    assert number(listed(house)) > before
+
+
 async def test_a_revocation_that_waits_for_the_token_is_not_forgotten(house, crls):
     certificate = await enrolled(house)
     await crls.refresh()
