@@ -87,6 +87,8 @@ def measure(names: list[str], plan: Plan) -> tuple[list[Result], bool]:
                 except (BenchError, OSError) as error:
                     failed = True
                     _say(f"{name}: {error}")
+                    if house is not None:
+                        _say(f"the gateway's log ends: {house.process.last_words()}")
                     continue
                 found = found if isinstance(found, list) else [found]
                 results.update({one.name: one for one in found})

@@ -37,7 +37,7 @@ def measure(house: House, folder: Path, plan: Plan, _name: str) -> list[Result]:
         try:
             process.line("connected to", _CONNECT_S)
             connected.append(time.monotonic() - begun)
-            pause(_SETTLE_S)
+            pause(0.5 if plan.quick else _SETTLE_S)
             found = memory_kib(process.pid)
         finally:
             process.stop()

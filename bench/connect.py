@@ -119,9 +119,11 @@ def measure(house: House, folder: Path, plan: Plan, name: str) -> Result:
         )
 
 
-def callers_of(house: House, mode: str) -> tuple[list[Caller], tuple[str | Path, ...]]:
+def callers_of(
+    house: House, mode: str, count: int = IN_FLIGHT
+) -> tuple[list[Caller], tuple[str | Path, ...]]:
     """Devices that connect in this mode, and s_server's options for it."""
-    devices = house.devices(IN_FLIGHT, "ldevid")
+    devices = house.devices(count, "ldevid")
     if not mode.startswith("psk"):
         callers = [Caller(house.tls13, mode, device) for device in devices]
         return callers, ("-tls1_3", *peers.verifying(house))

@@ -99,7 +99,7 @@ class Process:
                     return line
             if not piece:
                 break
-        raise BenchError(f"{self.log.stem} did not say {mark!r}: {self._last_words()}")
+        raise BenchError(f"{self.log.stem} did not say {mark!r}: {self.last_words()}")
 
     def listening(self, port: int, timeout_s: float = 15.0) -> None:
         """Wait until it accepts connections."""
@@ -111,14 +111,14 @@ class Process:
             if self.popen.poll() is not None:
                 break
             pause(0.05)
-        raise BenchError(f"{self.log.stem} does not listen: {self._last_words()}")
+        raise BenchError(f"{self.log.stem} does not listen: {self.last_words()}")
 
     def said(self, mark: str, timeout_s: float = 15.0) -> None:
         """Wait until its log has this mark; for those that an empty visit upsets."""
         end = time.monotonic() + timeout_s
         while mark not in self.log.read_text(errors="replace"):
             if time.monotonic() > end or self.popen.poll() is not None:
-                raise BenchError(f"{self.log.stem} is not up: {self._last_words()}")
+                raise BenchError(f"{self.log.stem} is not up: {self.last_words()}")
             pause(0.05)
 
     def stop(self, timeout_s: float = 15.0) -> None:
@@ -133,7 +133,8 @@ class Process:
             if stream is not None:
                 stream.close()
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """What it wrote to its log at the end."""
         return self.log.read_text(errors="replace")[-600:].strip() or "it said nothing"
 
 

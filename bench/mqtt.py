@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PAYLOAD = b"x" * 64
 KEEP_ALIVE_S = 1_200
-BATCHES = 5
 _CONNACK, _PUBACK, _DISCONNECT = b"\x20\x02\x00\x00", b"\x40\x02", b"\xe0\x00"
 
 
@@ -171,8 +170,8 @@ def idle(house: House, folder: Path, plan: Plan, name: str) -> Result:
     devices = house.devices(plan.idle + warm, "ldevid")
     house.restart()
     with peers.mosquitto(house, folder) as (process, port):
-        ours = _growth(house, house.process, house.ports["mqtts"], devices, warm)
-        theirs = _growth(house, process, port, devices, warm)
+        ours = _growth(house, house.process, house.ports["mqtts"], devices, plan)
+        theirs = _growth(house, process, port, devices, plan)
     return spread(name, ours, "KiB", (peers.MOSQUITTO, theirs))
 
 
@@ -181,12 +180,13 @@ def _growth(
     process: Process,
     port: int,
     devices: Sequence[Identity],
-    warm: int,
+    plan: Plan,
 ) -> list[float]:
+    warm = len(devices) - plan.idle
     open_ = _standing(port, house.tls13, devices[:warm])
-    size = (len(devices) - warm) // BATCHES
+    size = plan.idle // plan.rounds
     found = []
-    for at in range(BATCHES):
+    for at in range(plan.rounds):
         pause(0.5)
         before = process.rss_kib()
         batch = devices[warm + at * size : warm + (at + 1) * size]

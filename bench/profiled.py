@@ -186,7 +186,7 @@ def _shared_among(attempt: Any) -> Any:
 
 def install() -> None:
     """Put the clocks in."""
-    for name in ("receive", "outgoing"):
+    for name in ("receive", "provide", "outgoing"):
         timed(engine.ServerEngine, name, _phase)
     for name in ("send", "close", "release"):
         timed(engine.Engine, name, RECORDS)

@@ -27,14 +27,13 @@ UNIT = "bytes"
 def measure(house: House, folder: Path, plan: Plan, name: str) -> Result:
     """One of the modes: the sum, and beside it how much goes each way."""
     mode = name.removeprefix("wire.")
-    callers, options = callers_of(house, mode)
-    several = callers[: 4 if plan.quick else 16]
+    callers, options = callers_of(house, mode, 3 if plan.quick else 16)
     staple = _staple(house, folder)
     with peers.s_server(house, folder, "-status_file", staple, *options) as (_, port):
-        ours = [_bytes(one, house.ports["https"]) for one in several]
-        for one in several:
+        ours = [_bytes(one, house.ports["https"]) for one in callers]
+        for one in callers:
             one.forget()
-        theirs = [_bytes(callers[0], port) for _ in several]
+        theirs = [_bytes(callers[0], port) for _ in callers]
     sums = [up + down for up, down in ours]
     beside = median(up + down for up, down in theirs)
     return Result(

@@ -10,6 +10,7 @@ import resource
 import secrets
 import signal
 import sys
+import traceback
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from provisioning.ca.recover import recover
 from provisioning.enrol.answer import Enrolment
 from provisioning.model.errors import OutcomeUnknown, PeerError, Unavailable
 from provisioning.model.events import (
+    INCIDENT,
     INTENT_VOIDED,
     READY,
     ROTATION_ANSWERED,
@@ -45,7 +47,9 @@ from provisioning.tls.policy import PLAIN_PSK, POLICIES
 from provisioning.x509.bundle import spiffe_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp import web
 
     from gateway.live import Connection
     from provisioning.ca.renew import Own
@@ -53,8 +57,17 @@ if TYPE_CHECKING:
     from provisioning.model.ids import DeviceId
     from provisioning.registry.changes import Change
 
-GOODBYE_S = 3.0
-"""For peers to take what is on its way when the gateway stops."""
+IN_HAND_S = 3.0
+"""For requests that are being answered when the gateway stops."""
+
+GOODBYE_S = 1.0
+"""For peers to take what is on its way then."""
+
+STOP_S = 7.0
+"""After which what is left is given up: SIGTERM ends within 10 s (DESIGN)."""
+
+RESTART_S = 1.0
+"""Before a lasting task that failed is begun again."""
 
 
 class App:
@@ -71,6 +84,7 @@ class App:
         self._servers: list[asyncio.Server] = []
         self._relays: dict[Relay, Connection] = {}
         self._background: list[asyncio.Task[None]] = []
+        self._http_servers: list[HttpServer] = []
         self._folder = config.folder
         self._broker: Mosquitto | None = None
         self._notices: Notices | None = None
@@ -125,12 +139,36 @@ class App:
             await self._broker.ready()
         for name, bound in sockets.items():
             self._servers += await serve(bound, self._factory(name))
-        for work in (self._follower, parts.publisher, self._upkeep):
-            self._in_background(work.run())
+        for name, work in (
+            ("follower", self._follower),
+            ("publisher", parts.publisher),
+            ("upkeep", self._upkeep),
+        ):
+            self._in_background(name, work.run)
         return self._ports
 
-    def _in_background(self, work: Coroutine[object, object, None]) -> None:
-        self._background.append(self._tasks.create_task(work))
+    def _in_background(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._background.append(self._tasks.create_task(self._lasting(name, work)))
+
+    async def _lasting(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a task that lasts; the outermost shell of it.
+
+        A bug, a full disk or a broken file in one of them ends neither the gateway
+        nor the connections of devices: it is told, and begun again.
+        """
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - the outermost shell
+                self._tell(
+                    INCIDENT,
+                    {
+                        "where": name,
+                        "error": type(error).__name__,
+                        "stack": "".join(traceback.format_exception(error)),
+                    },
+                )
+            await asyncio.sleep(RESTART_S)
 
     def _listeners(self) -> list[tuple[str, Listener]]:
         listen = self._parts.config.listen
@@ -150,6 +188,10 @@ class App:
             server.close()
         for relay in tuple(self._relays):
             relay.shut_down()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IN_HAND_S):
+                for http in self._http_servers:
+                    await http.answered()
         for gatekeeper in self._gatekeepers:
             gatekeeper.close_all()
         with contextlib.suppress(TimeoutError):
@@ -158,8 +200,11 @@ class App:
                     await gatekeeper.empty.wait()
         for gatekeeper in self._gatekeepers:
             gatekeeper.abort_all()
-        with contextlib.suppress(Unavailable, OutcomeUnknown):
-            await self._follower.leave()
+        for http in self._http_servers:
+            http.close_all()
+        with contextlib.suppress(Unavailable, OutcomeUnknown, TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._follower.leave()
         for task in self._background:
             task.cancel()
 
@@ -244,7 +289,15 @@ class App:
             clock=now,
             tell=self._tell,
         )
-        return HttpServer(api.handle, limits)
+        return self._http_server(api.handle, limits)
+
+    def _http_server(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        limits: HttpLimits,
+    ) -> HttpServer:
+        self._http_servers.append(HttpServer(handler, limits))
+        return self._http_servers[-1]
 
     def _plain_http(self) -> Callable[[], asyncio.Protocol]:
         limits = self._http_limits()
@@ -255,7 +308,7 @@ class App:
             clock=now,
             tell=self._tell,
         )
-        return HttpServer(api.handle, limits)
+        return self._http_server(api.handle, limits)
 
     # MQTT
     def _start_broker(self) -> None:
@@ -264,11 +317,11 @@ class App:
             return
         if config.broker.managed:
             self._broker = Mosquitto(self._folder / "run", on_event=self._tell)
-            self._in_background(self._broker.run())
+            self._in_background("broker", self._broker.run)
         self._notices = Notices(
             self._broker_address(), self._on_answer, on_event=self._tell
         )
-        self._in_background(self._notices.run())
+        self._in_background("notices", self._notices.run)
 
     def _broker_address(self) -> BrokerAddress:
         broker = self._parts.config.broker
@@ -354,19 +407,27 @@ async def run(config: Config, log: EventLog | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with sole_gateway(config.folder):
-        async with opened(config, log) as parts, asyncio.TaskGroup() as tasks:
-            app = App(parts, tasks)
-            ports = await app.start()
-            ready = {**ports, "pid": os.getpid()}
-            log.tell(READY, ready)
-            sys.stdout.write(json.dumps({"event": READY, **ready}) + "\n")
-            sys.stdout.flush()
-            _notify("READY=1")
-            await stop.wait()
-            _notify("STOPPING=1")
-            log.tell(STOPPING, {})
-            await app.stop()
+        async with opened(config, log) as parts:
+            with contextlib.suppress(TimeoutError):
+                await _serve(parts, stop)
         log.tell(STOPPED, {})
+
+
+async def _serve(parts: Parts, stop: asyncio.Event) -> None:
+    """From start to goodbye; TimeoutError when something would not end."""
+    async with asyncio.timeout(None) as patience, asyncio.TaskGroup() as tasks:
+        app = App(parts, tasks)
+        ports = await app.start()
+        ready = {**ports, "pid": os.getpid()}
+        parts.log.tell(READY, ready)
+        sys.stdout.write(json.dumps({"event": READY, **ready}) + "\n")
+        sys.stdout.flush()
+        _notify("READY=1")
+        await stop.wait()
+        _notify("STOPPING=1")
+        parts.log.tell(STOPPING, {})
+        patience.reschedule(asyncio.get_running_loop().time() + STOP_S)
+        await app.stop()
 
 
 def _allow_many_files() -> None:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provisioning.model.credentials import CredentialState, DeviceState
-from provisioning.model.errors import OutcomeUnknown, Unavailable
+from provisioning.model.errors import OutcomeUnknown, Unavailable, Unusable
 from provisioning.model.events import CUT, REGISTRY_AWAY, REGISTRY_BACK
 from provisioning.model.ids import Serial
 from provisioning.model.refusals import (
     AWAY,
+    CREDENTIAL_EXPIRED,
     CREDENTIAL_REVOKED,
     CREDENTIAL_SUPERSEDED,
     DEVICE_RETIRED,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.2
 """Between two looks: the design allows 250 ms."""
+
+STALE_S = 2.0
+"""Nobody new is let in when the registry was not seen for so long."""
 
 PAGE = 500
 """Changes applied before the gateway says how far it has come."""
@@ -79,11 +83,18 @@ class Follower:
         self._tell = tell
         self._seq = 0
         self._gateway = 0
-        self.in_step = True
+        self._good = 0.0
+        """When, by the loop's clock, the registry was last looked at."""
+        self._away = False
+
+    @property
+    def in_step(self) -> bool:
         """False while the registry is away: what is remembered may be out of date."""
+        return asyncio.get_running_loop().time() - self._good < STALE_S
 
     async def join(self) -> None:
         """Begin at the newest change: what came before is read where it is needed."""
+        self._good = asyncio.get_running_loop().time()
         self._seq = await self._registry.latest_seq()
         self._gateway = await self._registry.join_gateway(
             socket.gethostname(), os.getpid(), self._clock()
@@ -95,8 +106,12 @@ class Follower:
 
     async def run(self) -> None:
         """Look, apply, acknowledge, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._watch())
+
+    async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
-        good = loop.time()
         beaten = 0.0
         while True:
             try:
@@ -105,17 +120,27 @@ class Follower:
                 if moved or now - beaten > 1:
                     await self._registry.beat(self._gateway, self._seq, self._clock())
                     beaten = now
-                good = now
-                if not self.in_step:
-                    self.in_step = True
-                    self._tell(REGISTRY_BACK, {})
-            except (Unavailable, OutcomeUnknown) as error:
-                if self.in_step:
-                    self.in_step = False
+            except (Unavailable, Unusable, OutcomeUnknown) as error:
+                if not self._away:
+                    self._away = True
                     self._tell(REGISTRY_AWAY, {"why": str(error)})
-                if loop.time() - good > self._grace_s:
-                    self._end_all()
+            else:
+                self._good = loop.time()
+                if self._away:
+                    self._away = False
+                    self._tell(REGISTRY_BACK, {})
             await asyncio.sleep(LOOK_S)
+
+    async def _watch(self) -> None:
+        """End live connections when the registry has been away for too long.
+
+        A task of its own: a database that hangs answers no look.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1)
+            if loop.time() - self._good > self._grace_s:
+                self._end_all()
 
     async def _step(self) -> bool:
         moved = False
@@ -178,4 +203,6 @@ def cut_reason(standing: Standing | None) -> Refusal | None:
         return CREDENTIAL_REVOKED
     if standing.credential.state is CredentialState.SUPERSEDED:
         return CREDENTIAL_SUPERSEDED
+    if standing.credential.state is CredentialState.EXPIRED:
+        return CREDENTIAL_EXPIRED
     return None

@@ -28,22 +28,23 @@ class Live:
     """Connections by device. Owned by the event loop's thread."""
 
     def __init__(self) -> None:
-        self._by_device: dict[DeviceId, set[Connection]] = {}
+        # The inner dict is a set in the order of arrival.
+        self._by_device: dict[DeviceId, dict[Connection, None]] = {}
 
     def add(self, connection: Connection) -> None:
         """A device has proved itself on a connection."""
-        self._by_device.setdefault(connection.device, set()).add(connection)
+        self._by_device.setdefault(connection.device, {})[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """The connection is gone; nothing happens if it is not here."""
         found = self._by_device.get(connection.device)
         if found is not None:
-            found.discard(connection)
+            found.pop(connection, None)
             if not found:
                 del self._by_device[connection.device]
 
     def of(self, device: DeviceId) -> tuple[Connection, ...]:
-        """The device's connections."""
+        """The device's connections, the oldest first."""
         return tuple(self._by_device.get(device, ()))
 
     def everyone(self) -> tuple[Connection, ...]:

@@ -35,7 +35,7 @@ class EventLog:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if self._plain:
-            rest = " ".join(f"{key}={value}" for key, value in fields.items())
+            rest = " ".join(f"{key}={_shown(value)}" for key, value in fields.items())
             line = f"{now[11:23]} {kind.level:<7} {name} {rest}"
         else:
             line = json.dumps(
@@ -45,6 +45,12 @@ class EventLog:
         with contextlib.suppress(OSError, ValueError):
             self._stream.write(line + "\n")
             self._stream.flush()
+
+
+def _shown(value: object) -> str:
+    """For a terminal: what a peer sent must not move the cursor or begin a line."""
+    text = str(value)
+    return text if text.isprintable() else json.dumps(text)
 
 
 class _Libraries(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -21,12 +22,14 @@ from provisioning.psk.keys import KeyCache
 from provisioning.registry.store import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Iterator
     from pathlib import Path
 
     from gateway.log import EventLog
     from provisioning.config import Config
     from provisioning.hsm.token import Token
+
+CLOSE_S = 1.0
 
 CLOCK_SLACK = timedelta(seconds=5)
 """How far this clock may be behind the newest thing the registry has seen."""
@@ -105,9 +108,16 @@ async def opened(config: Config, log: EventLog) -> AsyncIterator[Parts]:
                 peers,
             )
         finally:
-            await token.close()
+            await _bounded(token.close())
     finally:
-        await registry.close()
+        await _bounded(registry.close())
+
+
+async def _bounded(closing: Awaitable[None]) -> None:
+    """A module that is stuck or a database that is locked does not hold the end up."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_S):
+            await closing
 
 
 def token_config(config: Config) -> TokenConfig:

@@ -109,11 +109,10 @@ class Peers:
         if refusal is not None or transport.is_closing():
             return peer, None
         credential = standing.credential
-        if len(self._live.of(credential.device)) >= self._most:
-            raise PeerError(
-                TOO_MANY_REQUESTS,
-                f"This device has {self._most} connections already; close some.",
-            )
+        for oldest in self._live.of(credential.device)[: 1 - self._most or None]:
+            # The newest is the device; the oldest may be what a lost network left.
+            self._live.remove(oldest)
+            oldest.cut(TOO_MANY_REQUESTS)
         named = credential.serial or PskIdentity(
             credential.device, credential.generation or 0
         )
@@ -121,7 +120,11 @@ class Peers:
         self._live.add(connection)
         # A revocation that was applied while the registry was told found nothing to
         # cut here; from now on it finds this connection, so one more look is enough.
-        again = await self.look(established.proof)
+        try:
+            again = await self.look(established.proof)
+        except BaseException:
+            self._live.remove(connection)
+            raise
         if again is None or again.refusal is not None:
             self._live.remove(connection)
             return again or peer, None

@@ -90,7 +90,7 @@ class Limits:
 
     connections: int = 20_000
     connections_of_a_device: int = 32
-    handshakes: int = 200
+    handshakes: int = 1_000
     handshake_deadline: timedelta = timedelta(seconds=10)
     header_deadline: timedelta = timedelta(seconds=10)
     body_deadline: timedelta = timedelta(seconds=20)
@@ -99,7 +99,6 @@ class Limits:
     http_body_bytes: int = 65_536
     mqtt_packet_bytes: int = 262_144
     mqtt_connect_deadline: timedelta = timedelta(seconds=10)
-    mqtt_subscriptions: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -685,7 +684,7 @@ pin = {pin}
 [limits]
 # connections = 20000        # of each listener
 # connections_of_a_device = 32
-# handshakes = 200           # at the same time
+# handshakes = 1000          # at the same time
 # handshake_deadline = "10s"
 # header_deadline = "10s"
 # body_deadline = "20s"
@@ -694,7 +693,6 @@ pin = {pin}
 # http_body_bytes = 65536
 # mqtt_packet_bytes = 262144
 # mqtt_connect_deadline = "10s"
-# mqtt_subscriptions = 64
 
 [rotation]
 # grace = "1h"               # the old credential after the new one's first connection

@@ -94,7 +94,7 @@ def usage_error(message: str) -> int:
     return _error({"code": "usage", "detail": message, "retryable": False}, USAGE)
 
 
-def tell_error(error: Exception) -> int:
+def tell_error(error: Exception) -> int:  # noqa: PLR0911 - one for each kind
     """Print an error of any kind in words; the exit code."""
     match error:
         case PeerError(refusal=refusal, detail=detail):
@@ -117,6 +117,15 @@ def tell_error(error: Exception) -> int:
         case Unavailable() | OutcomeUnknown():
             return _error(
                 {"code": "away", "detail": str(error), "retryable": True}, REFUSED
+            )
+        case OSError(filename=str(name), strerror=str(why)):
+            return _error(
+                {
+                    "code": "unusable",
+                    "detail": f"{name}: {why}; run this as the data directory's owner.",
+                    "retryable": False,
+                },
+                REFUSED,
             )
         case BaseExceptionGroup():
             return tell_error(_first(error))

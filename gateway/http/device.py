@@ -128,14 +128,15 @@ class DeviceApi:
             return peer
         connection = request.protocol
         assert isinstance(connection, HttpConnection)  # noqa: S101 - narrows
-        # Before the first wait, so that a second request cannot do it twice.
-        transport.identity = proof
 
         def cut(_: Refusal) -> None:
             transport.close()
 
         peer, made = await self._peers.arrived(transport, peer, cut)
         if made is not None:
+            # aiohttp asks for one request of a connection at a time; what failed
+            # before here is done again for the next one.
+            transport.identity = proof
             self._watch(connection, made)
         return peer
 

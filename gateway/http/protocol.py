@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http_exceptions import PayloadEncodingError
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from typing_extensions import override
 
+from gateway.http.answers import refusal_answer
 from provisioning.model.errors import PeerError
-from provisioning.model.refusals import BODY_TOO_LARGE, REQUEST_SLOW
+from provisioning.model.refusals import (
+    BODY_TOO_LARGE,
+    REQUEST_MALFORMED,
+    REQUEST_SLOW,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-Handler = "Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]"
+SERVER = "birthmark"
+"""What answers say of the server: not its parts and their versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,22 @@ class HttpConnection(RequestHandler):
             self.on_lost()
             self.on_lost = None
 
+    @override
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP gets our words, not the parser's, and ends the connection."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        answer = refusal_answer(request, REQUEST_MALFORMED, REQUEST_MALFORMED.sentence)
+        answer.headers["Server"] = SERVER
+        answer.force_close()
+        return answer
+
     def wait(self, seconds: float) -> None:
         """The next whole request must be here within this time."""
         self.stop_waiting()
@@ -92,15 +115,25 @@ class HttpServer(web.Server):
         self._limits = limits
         self.open = 0
         """Connections at the moment; owned by the event loop's thread."""
+        self._answering = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
         async def timed(request: web.BaseRequest) -> web.StreamResponse:
             connection = request.protocol
             assert isinstance(connection, HttpConnection)  # noqa: S101 - narrows
             connection.stop_waiting()
+            self._answering += 1
+            self._idle.clear()
             try:
-                return await handler(request)
+                answer = await handler(request)
             finally:
+                self._answering -= 1
+                if not self._answering:
+                    self._idle.set()
                 connection.wait(limits.keep_alive_s)
+            answer.headers.setdefault("Server", SERVER)
+            return answer
 
         super().__init__(
             timed,
@@ -118,6 +151,15 @@ class HttpServer(web.Server):
         made.limits = self._limits
         made.server = self
         return made
+
+    async def answered(self) -> None:
+        """Wait until no request is being worked on."""
+        await self._idle.wait()
+
+    def close_all(self) -> None:
+        """End every connection."""
+        for connection in self.connections:
+            connection.force_close()
 
 
 async def read_body(request: web.BaseRequest, limits: HttpLimits) -> bytes:
@@ -143,4 +185,7 @@ async def read_body(request: web.BaseRequest, limits: HttpLimits) -> bytes:
                     raise PeerError(BODY_TOO_LARGE)
     except TimeoutError:
         raise PeerError(REQUEST_SLOW) from None
+    except (ConnectionError, PayloadEncodingError, RequestPayloadError) as error:
+        # It hung up in its body, or broke the body's own framing: the peer's doing.
+        raise PeerError(REQUEST_MALFORMED) from error
     return bytes(found)

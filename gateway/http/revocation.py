@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -16,11 +13,12 @@ from gateway.http.protocol import read_body
 from provisioning.ca.settings import CAS
 from provisioning.model.errors import PeerError, Unavailable
 from provisioning.model.refusals import METHOD_NOT_ALLOWED, OPERATION_UNKNOWN
-from provisioning.x509.ocsp import MAX_OCSP_REQUEST
+from provisioning.x509.ocsp import request_from_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
+    from pathlib import Path
 
     from gateway.http.protocol import HttpLimits
     from provisioning.ca.publish import Publisher
@@ -48,6 +46,7 @@ class RevocationApi:
         self._limits = limits
         self._clock = clock
         self._tell = tell
+        self._files: dict[Path, tuple[tuple[int, int, int], bytes, str]] = {}
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever goes wrong becomes an answer too."""
@@ -71,7 +70,9 @@ class RevocationApi:
         if not get:
             raise PeerError(METHOD_NOT_ALLOWED)
         if path.startswith("/ocsp/"):
-            return await self._ocsp(request, _decoded(path[6:]), cacheable=True)
+            return await self._ocsp(
+                request, request_from_path(path[6:]), cacheable=True
+            )
         folder, _, name = path[1:].partition("/")
         stem, _, ending = name.rpartition(".")
         if stem in CAS and (folder, ending) == ("crl", "crl"):
@@ -107,11 +108,7 @@ class RevocationApi:
             if kind == "crl"
             else (self._settings.certificate_path(name), CERTIFICATE_TYPE)
         )
-        try:
-            body = path.read_bytes()
-        except OSError as error:
-            raise Unavailable(path.name) from error
-        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        body, tag = self._content(path)
         headers = {
             "Content-Type": media,
             "ETag": tag,
@@ -121,13 +118,16 @@ class RevocationApi:
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, headers=headers)
 
-
-def _decoded(text: str) -> bytes:
-    """The request of a GET; what is no base64 is answered as malformed by OCSP."""
-    raw = unquote(text).replace("-", "+").replace("_", "/")
-    if len(raw) > MAX_OCSP_REQUEST * 2:
-        return b""
-    try:
-        return base64.b64decode(raw + "=" * (-len(raw) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        return b""
+    def _content(self, path: Path) -> tuple[bytes, str]:
+        """A file and its tag; all that ask for it share one copy in memory."""
+        try:
+            found = path.stat()
+            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+            kept = self._files.get(path)
+            if kept is None or kept[0] != seen:
+                body = path.read_bytes()
+                tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+                kept = self._files[path] = (seen, body, tag)
+        except OSError as error:
+            raise Unavailable(path.name) from error
+        return kept[1], kept[2]

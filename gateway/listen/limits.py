@@ -55,6 +55,7 @@ class Gatekeeper(Admittance):
         self._keys = keys
         self._tasks = tasks
         self._tell = tell
+        self._loop = asyncio.get_running_loop()
         self._open: set[TlsTransport] = set()
         self.empty = asyncio.Event()
         """Set while there is no connection."""
@@ -68,12 +69,14 @@ class Gatekeeper(Admittance):
         return len(self._open)
 
     @override
-    def arrived(self, transport: TlsTransport) -> bool:
-        if len(self._open) >= self._limits.connections:
-            transport.abort()
-            return False
+    def arrived(self, transport: TlsTransport) -> None:
         self._open.add(transport)
         self.empty.clear()
+        if len(self._open) > self._limits.connections:
+            transport.abort()
+
+    @override
+    def begins(self, transport: TlsTransport) -> bool:
         if len(self._shaking) >= self._limits.handshakes:
             self._waiting.append(transport)
             return False
@@ -82,12 +85,7 @@ class Gatekeeper(Admittance):
 
     @override
     def ended(self, transport: TlsTransport, failed: Failed | None) -> None:
-        self._shaking.discard(transport)
-        while self._waiting and len(self._shaking) < self._limits.handshakes:
-            following = self._waiting.popleft()
-            if following in self._open and not following.is_closing():
-                self._shaking.add(following)
-                following.begin()
+        self._make_room(transport)
         established = transport.established
         if established is not None:
             self._note(transport, established)
@@ -100,6 +98,18 @@ class Gatekeeper(Admittance):
                     "reason": failed.untrusted or failed.reason,
                 },
             )
+
+    def _make_room(self, transport: TlsTransport) -> None:
+        """One handshake is over; the next ones that wait may begin."""
+        if transport not in self._shaking:
+            return
+        self._shaking.remove(transport)
+        while self._waiting and len(self._shaking) < self._limits.handshakes:
+            following = self._waiting.popleft()
+            if following in self._open and not following.is_closing():
+                self._shaking.add(following)
+                # Not at once: a thousand bad hellos in a row would be a deep stack.
+                self._loop.call_soon(following.begin)
 
     def _note(self, transport: TlsTransport, established: Established) -> None:
         proof = established.proof
@@ -121,6 +131,7 @@ class Gatekeeper(Admittance):
 
     @override
     def lost(self, transport: TlsTransport) -> None:
+        self._make_room(transport)
         self._open.discard(transport)
         if not self._open:
             self.empty.set()
@@ -135,23 +146,31 @@ class Gatekeeper(Admittance):
         self._tasks.create_task(self._fetch(transport, identity))
 
     async def _fetch(self, transport: TlsTransport, identity: PskIdentity) -> None:
+        key: bytes | None = None
         try:
-            key = (await self._keys.key_for(identity)).octets
-        except (Unavailable, Unusable):
-            # The alert `internal_error`, which a device treats as "later" (DESIGN).
-            transport.provide_key(identity, None)
+            # Shorter than the handshake's own deadline, so that the device still gets
+            # the alert `internal_error`, which it treats as "later" (DESIGN).
+            async with asyncio.timeout(self.handshake_deadline_s / 2):
+                key = (await self._keys.key_for(identity)).octets
+        except (Unavailable, Unusable, TimeoutError):
+            key = None
         except Exception as error:  # noqa: BLE001 - the outermost shell of this task
-            self._tell(
-                INCIDENT,
-                {
-                    "where": "PSK key",
-                    "error": type(error).__name__,
-                    "stack": "".join(traceback.format_exception(error)),
-                },
-            )
-            transport.provide_key(identity, None)
-        else:
+            self._incident(error)
+        try:
             transport.provide_key(identity, key)
+        except Exception as error:  # noqa: BLE001 - as above: what the peer sent next
+            self._incident(error)
+            transport.abort()
+
+    def _incident(self, error: Exception) -> None:
+        self._tell(
+            INCIDENT,
+            {
+                "where": "PSK key",
+                "error": type(error).__name__,
+                "stack": "".join(traceback.format_exception(error)),
+            },
+        )
 
     def close_all(self) -> None:
         """Say goodbye to every peer, at the end of the process."""

@@ -30,6 +30,10 @@ def bind(name: str, hosts: Sequence[str], port: int) -> list[socket.socket]:
             listening = socket.socket(family, socket.SOCK_STREAM)
             made.append(listening)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted sockets inherit it: a peer that lost its network is noticed.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 120)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30)
             if family == socket.AF_INET6:
                 # Else "::" would take the IPv4 port, and "0.0.0.0" beside it fails.
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -29,8 +29,8 @@ Document = dict[str, object]
 APPLIED_WITHIN_S = 1.0
 """How long `devices revoke` and its like wait for the gateways (DESIGN, Commands)."""
 
-ALIVE_WITHIN = timedelta(seconds=5)
-"""A gateway that has not beaten for this long is not waited for."""
+BEAT = timedelta(seconds=5)
+"""Longer than two beats of a gateway are apart."""
 
 ROTATE_WITHIN = timedelta(hours=24)
 """By when a device is asked to have rotated."""
@@ -215,7 +215,9 @@ async def _applied(desk: Desk, seq: int) -> list[str]:
     loop = asyncio.get_running_loop()
     end = loop.time() + APPLIED_WITHIN_S
     while True:
-        behind = await desk.registry.behind(seq, desk.now, ALIVE_WITHIN)
+        # One that lost the registry serves on for that long, and cannot beat.
+        alive_within = desk.config.outages.registry_grace + BEAT
+        behind = await desk.registry.behind(seq, desk.now, alive_within)
         if not behind or loop.time() >= end:
             return behind
         await asyncio.sleep(0.02)

@@ -259,6 +259,10 @@ class Publisher:
                 # A list or an answer that nobody has: made again, it is another one.
                 self._troubles[what] = str(lost)
                 await asyncio.sleep(LOST_RETRY_S)
+            except OSError as full:
+                # A full disk, or a folder that is not ours any more.
+                self._troubles[what] = str(full)
+                await asyncio.sleep(UNUSABLE_RETRY_S)
             except Unusable as broken:
                 self._troubles[what] = str(broken)
                 await asyncio.sleep(UNUSABLE_RETRY_S)

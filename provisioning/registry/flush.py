@@ -18,9 +18,9 @@ from provisioning.registry.schema import (
 from provisioning.registry.sql import write
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
     from sqlalchemy.sql.dml import UpdateBase
 
+    from provisioning.registry.engine import Statements
     from provisioning.registry.page import Page, Parameters, Work
     from provisioning.registry.rows import (
         CredentialRow,
@@ -76,32 +76,30 @@ _COUNTERS = (
 _NEW_COUNTERS = insert(counters)
 
 
-def flush(connection: Connection, page: Page) -> None:
+def flush(statements: Statements, page: Page) -> None:
     """Write the page's work; rows that others refer to come first."""
     work = page.work
     if work.nothing():
         return
     page.next_number("group")
-    write(
-        connection,
+    for statement, rows in (
+        (_NEW_DEVICES, [_new_device(row) for row in work.new_devices.values()]),
+        (_DEVICES, [_device(row) for row in work.devices.values()]),
+        (_NEW_TOKENS, [_new_token(row) for row in work.new_tokens.values()]),
+        (_TOKENS, [_token(row) for row in work.tokens.values()]),
+        (_NEW_INTENTS, [_new_intent(row) for row in work.new_intents.values()]),
+        (_INTENTS, [_intent(row) for row in work.intents.values()]),
         (
-            (_NEW_DEVICES, [_new_device(row) for row in work.new_devices.values()]),
-            (_DEVICES, [_device(row) for row in work.devices.values()]),
-            (_NEW_TOKENS, [_new_token(row) for row in work.new_tokens.values()]),
-            (_TOKENS, [_token(row) for row in work.tokens.values()]),
-            (_NEW_INTENTS, [_new_intent(row) for row in work.new_intents.values()]),
-            (_INTENTS, [_intent(row) for row in work.intents.values()]),
-            (
-                _NEW_CREDENTIALS,
-                [_new_credential(row) for row in work.new_credentials.values()],
-            ),
-            (_CREDENTIALS, [_credential(row) for row in work.credentials.values()]),
-            (_CHANGES, work.changes),
-            (_AUDIT, work.audit),
-            *work.others.items(),
-            *_counters(page, work),
+            _NEW_CREDENTIALS,
+            [_new_credential(row) for row in work.new_credentials.values()],
         ),
-    )
+        (_CREDENTIALS, [_credential(row) for row in work.credentials.values()]),
+        (_CHANGES, work.changes),
+        (_AUDIT, work.audit),
+        *work.others.items(),
+        *_counters(page, work),
+    ):
+        write(statements, statement, rows)
 
 
 def _counters(

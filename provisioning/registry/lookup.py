@@ -37,10 +37,10 @@ from provisioning.registry.sql import fetch
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import ColumnElement
 
+    from provisioning.registry.engine import Statements, Stored
     from provisioning.registry.page import Known, Page, Wants
-    from provisioning.registry.sql import Stored
 
 K = TypeVar("K")
 
@@ -144,51 +144,51 @@ _TOKENS = select(
 _ENDED = (CredentialState.SUPERSEDED, CredentialState.EXPIRED)
 
 
-def begin(connection: Connection, page: Page) -> None:
+def begin(statements: Statements, page: Page) -> None:
     """Lock out other writers, and forget what they may have changed."""
     before = page.counters.get("group")
-    page.counters = {row[0]: row[1] for row in fetch(connection, _COUNTERS)}
+    page.counters = {row[0]: row[1] for row in fetch(statements, _COUNTERS)}
     page.stored_counters = frozenset(page.counters)
     if page.counters.get("group") != before:
         page.forget()
 
 
-def look_up(connection: Connection, page: Page, wants: Wants) -> None:
+def look_up(statements: Statements, page: Page, wants: Wants) -> None:
     """Read what is wanted and not yet known."""
     known = page.known
-    _tokens(connection, known, wants)
-    _intents_by_id(connection, known, wants)
-    _open_intents(connection, known, wants)
-    _credentials(connection, known, wants)
-    _devices(connection, known, wants)
-    _of_devices(connection, known, wants)
+    _tokens(statements, known, wants)
+    _intents_by_id(statements, known, wants)
+    _open_intents(statements, known, wants)
+    _credentials(statements, known, wants)
+    _devices(statements, known, wants)
+    _of_devices(statements, known, wants)
 
 
-def _tokens(connection: Connection, known: Known, wants: Wants) -> None:
+def _tokens(statements: Statements, known: Known, wants: Wants) -> None:
     hashes = _unknown(wants.token_hashes, known.tokens)
     ids = _unknown(wants.token_ids, known.token_ids)
     if not hashes and not ids:
         return
     known.tokens.update(dict.fromkeys(hashes))
     known.token_ids.update(dict.fromkeys(ids))
-    for row in fetch(connection, _TOKENS, {"hashes": hashes, "ids": ids}):
+    for row in fetch(statements, _TOKENS, {"hashes": hashes, "ids": ids}):
         token = known.token_ids.get(row[0]) or TokenState(*row)
         known.tokens[token.hash] = token
         known.token_ids[token.id] = token
 
 
-def _intents_by_id(connection: Connection, known: Known, wants: Wants) -> None:
+def _intents_by_id(statements: Statements, known: Known, wants: Wants) -> None:
     ids = _unknown(wants.intents | wants.finished, known.intents)
     if ids:
         known.intents.update(dict.fromkeys(ids))
-        for row in fetch(connection, _INTENTS_BY_ID, {"ids": ids}):
+        for row in fetch(statements, _INTENTS_BY_ID, {"ids": ids}):
             _keep_intent(known, row)
     for intent in map(known.intents.get, wants.finished):
         if intent is not None and intent.resolved == "issued":
             wants.credentials.add(intent.id)
 
 
-def _open_intents(connection: Connection, known: Known, wants: Wants) -> None:
+def _open_intents(statements: Statements, known: Known, wants: Wants) -> None:
     requests = _unknown(wants.requests, known.open_requests)
     spkis = _unknown(wants.spkis, known.open_keys)
     if not requests and not spkis:
@@ -196,7 +196,7 @@ def _open_intents(connection: Connection, known: Known, wants: Wants) -> None:
     known.open_requests.update(dict.fromkeys(requests))
     known.open_keys.update({key: [] for key in spkis})
     parameters = {"requests": requests, "spkis": spkis}
-    for row in fetch(connection, _OPEN_INTENTS, parameters):
+    for row in fetch(statements, _OPEN_INTENTS, parameters):
         intent = _keep_intent(known, row)
         if intent.request_key in requests:
             other = known.open_requests[intent.request_key]
@@ -218,7 +218,7 @@ def _keep_intent(known: Known, row: Stored) -> IntentRow:
     return held
 
 
-def _credentials(connection: Connection, known: Known, wants: Wants) -> None:
+def _credentials(statements: Statements, known: Known, wants: Wants) -> None:
     ids = _unknown(wants.credentials | wants.live_beside, known.credentials)
     serials = _unknown(wants.serials, known.serials)
     spkis = _unknown(wants.spkis, known.owners)
@@ -234,7 +234,7 @@ def _credentials(connection: Connection, known: Known, wants: Wants) -> None:
             "spkis": spkis,
             "requests": requests,
         }
-        for row in fetch(connection, _BY_KEY, parameters):
+        for row in fetch(statements, _BY_KEY, parameters):
             held = keep_credential(known, row)
             if held.spki_sha256 in spkis:
                 known.owners[held.spki_sha256].add(held.device)
@@ -244,10 +244,10 @@ def _credentials(connection: Connection, known: Known, wants: Wants) -> None:
                 and _newer(held, known.requests[held.request_key])
             ):
                 known.requests[held.request_key] = held
-    _certificates(connection, known, wants)
+    _certificates(statements, known, wants)
 
 
-def _certificates(connection: Connection, known: Known, wants: Wants) -> None:
+def _certificates(statements: Statements, known: Known, wants: Wants) -> None:
     """The certificates of requests that may have to be answered again."""
     rows = [known.requests.get(key) for key in wants.requests]
     rows += [known.credentials.get(number) for number in wants.finished]
@@ -255,7 +255,7 @@ def _certificates(connection: Connection, known: Known, wants: Wants) -> None:
         row.id: row for row in rows if row is not None and row.certificate is None
     }
     if repeated:
-        for number, certificate in fetch(connection, _CERTIFICATES, {"ids": repeated}):
+        for number, certificate in fetch(statements, _CERTIFICATES, {"ids": repeated}):
             repeated[number].certificate = certificate
 
 
@@ -275,7 +275,7 @@ def keep_credential(known: Known, row: Stored | Sequence[Any]) -> CredentialRow:
     return held
 
 
-def _devices(connection: Connection, known: Known, wants: Wants) -> None:
+def _devices(statements: Statements, known: Known, wants: Wants) -> None:
     folded = _unknown(
         wants.devices.union(
             wants.live, wants.ended, wants.open_intents, wants.generations
@@ -286,7 +286,7 @@ def _devices(connection: Connection, known: Known, wants: Wants) -> None:
     if not folded and not ids:
         return
     known.devices.update(dict.fromkeys(folded))
-    for row in fetch(connection, _DEVICES, {"folded": folded, "ids": ids}):
+    for row in fetch(statements, _DEVICES, {"folded": folded, "ids": ids}):
         if row[0] not in known.device_rows:
             device = DeviceRow(*row)
             # What is stored was parsed when it came in.
@@ -316,26 +316,26 @@ def _device_numbers(known: Known, wants: Wants) -> set[int]:
     return numbers
 
 
-def _of_devices(connection: Connection, known: Known, wants: Wants) -> None:
+def _of_devices(statements: Statements, known: Known, wants: Wants) -> None:
     live = _numbers(known, wants.live | wants.ended)
     for beside in map(known.credentials.get, wants.live_beside):
         if beside is not None:
             live.add(beside.device)
-    _family(connection, known, known.live, live, LIVE)
-    _family(connection, known, known.ended, _numbers(known, wants.ended), _ENDED)
+    _family(statements, known, known.live, live, LIVE)
+    _family(statements, known, known.ended, _numbers(known, wants.ended), _ENDED)
     generations = _unknown(_numbers(known, wants.generations), known.generations)
     if generations:
         known.generations.update(dict.fromkeys(generations, 0))
-        for number, newest in fetch(connection, _GENERATIONS, {"ids": generations}):
+        for number, newest in fetch(statements, _GENERATIONS, {"ids": generations}):
             known.generations[number] = newest or 0
     # Rare, and open intents come and go: read each time, never from memory.
     if open_of := _numbers(known, wants.open_intents):
-        for row in fetch(connection, _OPEN_INTENTS_OF, {"ids": open_of}):
+        for row in fetch(statements, _OPEN_INTENTS_OF, {"ids": open_of}):
             _keep_intent(known, row)
 
 
 def _family(
-    connection: Connection,
+    statements: Statements,
     known: Known,
     families: dict[int, list[CredentialRow]],
     wanted: set[int],
@@ -349,7 +349,7 @@ def _family(
             "ids": numbers,
             "states": [state.value for state in states],
         }
-        for row in fetch(connection, _OF_DEVICES, parameters):
+        for row in fetch(statements, _OF_DEVICES, parameters):
             held = keep_credential(known, row)
             families[held.device].append(held)
 

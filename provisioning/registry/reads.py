@@ -50,10 +50,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime, timedelta
 
+    from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from provisioning.registry.rows import CredentialRow
-    from provisioning.registry.sql import Stored
+
+    # The driver's values: their types end where a row is made of them.
+    Stored = Row[*tuple[Any, ...]]
     from provisioning.registry.standings import Key
 
 _c, _d, _i, _t = credentials.c, devices.c, intents.c, tokens.c

@@ -9,48 +9,40 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
-
-from provisioning.registry.engine import run_batches
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from sqlalchemy import Connection, Dialect, Row
+    from sqlalchemy import Dialect
     from sqlalchemy.sql.dml import UpdateBase
     from sqlalchemy.sql.selectable import SelectBase
 
+    from provisioning.registry.engine import Statements, Stored
     from provisioning.registry.page import Parameters
-
-    # The driver's values: their types end where a row is made of them.
-    Stored = Row[*tuple[Any, ...]]
 
 
 def fetch(
-    connection: Connection,
+    statements: Statements,
     statement: SelectBase,
     lists: Mapping[str, Collection[object]] | None = None,
 ) -> Sequence[Stored]:
     """All rows of a SELECT whose parameters are the lists of its INs."""
     lists = lists or {}
     sizes = tuple((name, _padded(len(values))) for name, values in lists.items())
-    sql, order = _expanded(statement, connection.dialect, sizes)
+    sql, order = _expanded(statement, statements.dialect, sizes)
     columns = {name: _pad(values) for name, values in lists.items()}
     values = tuple(columns[name][index] for name, index in order)
-    return connection.exec_driver_sql(sql, values).all()
+    return statements.fetch(sql, values)
 
 
 def write(
-    connection: Connection,
-    statements: Iterable[tuple[UpdateBase, Sequence[Parameters]]],
+    statements: Statements, statement: UpdateBase, rows: Sequence[Parameters]
 ) -> None:
-    """Run each statement for each of its rows, in the order given."""
-    batches = []
-    for statement, rows in statements:
-        if rows:
-            sql, arranged = _arranged(statement, connection.dialect, tuple(rows[0]))
-            batches.append((sql, [arranged(row) for row in rows]))
-    run_batches(connection, batches)
+    """Run a statement for each of its rows."""
+    if rows:
+        sql, arranged = _arranged(statement, statements.dialect, tuple(rows[0]))
+        statements.run(sql, [arranged(row) for row in rows])
 
 
 def _padded(size: int) -> int:

@@ -14,7 +14,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from provisioning.model.errors import OutcomeUnknown, PeerError, Unavailable
-from provisioning.registry.engine import BUSY_TIMEOUT_S, fault, surely_not_committed
+from provisioning.registry.engine import (
+    BUSY_TIMEOUT_S,
+    fault,
+    inside,
+    surely_not_committed,
+)
 from provisioning.registry.flush import flush
 from provisioning.registry.lookup import begin, look_up
 from provisioning.registry.page import Page, Wants
@@ -22,9 +27,9 @@ from provisioning.registry.page import Page, Wants
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from provisioning.registry.engine import Statements
     from provisioning.registry.page import Operation
 
 T = TypeVar("T")
@@ -96,6 +101,8 @@ class Writer:
         self._page = Page()
         self._waiting: list[_Ticket[Any]] = []
         self._draining: asyncio.Task[None] | None = None
+        self._writing = False
+        self._committing = False
         self._closed = False
         self.groups = 0
         """Transactions committed so far."""
@@ -177,39 +184,49 @@ class Writer:
             await self._transact([ticket])
 
     async def _attempt(self, group: Sequence[_Ticket[Any]]) -> None:
-        self._doubt = False
+        page = self._page
+        wants = Wants()
+        for ticket in group:
+            ticket.operation.want(wants)
+
+        def read(statements: Statements) -> None:
+            statements.begin()
+            begin(statements, page)
+            look_up(statements, page, wants)
+
+        def write(statements: Statements) -> None:
+            flush(statements, page)
+            self._committing = True
+            statements.commit()
+
+        self._writing = self._committing = False
+        # The page is handed to the database's thread and back; decisions are made
+        # here, where their callers live.
         async with asyncio.timeout(self._deadline_s):
             if self._connection is None:
                 self._connection = await self._engine.connect()
-            await self._connection.run_sync(self._work, group)
-        page = self._page
+            await inside(self._connection, read)
+            for ticket in group:
+                ticket.decide(page)
+            self._writing = True
+            await inside(self._connection, write)
         self.groups += 1
         self._committed(page)
         page.settled()
         if page.known.size() > MAX_PAGE:
             page.forget()
 
-    def _work(self, connection: Connection, group: Sequence[_Ticket[Any]]) -> None:
-        page = self._page
-        transaction = connection.begin()
-        begin(connection, page)
-        wants = Wants()
-        for ticket in group:
-            ticket.operation.want(wants)
-        look_up(connection, page, wants)
-        for ticket in group:
-            ticket.decide(page)
-        flush(connection, page)
-        self._doubt = True
-        transaction.commit()
-
     async def _fail(
         self, group: Sequence[_Ticket[Any]], error: BaseException | None
     ) -> None:
         await self._abandon()
-        unknown = self._doubt and not (
-            isinstance(error, DBAPIError) and surely_not_committed(error)
-        )
+        if error is None:
+            # Out of time: what was on its way may still arrive.
+            unknown = self._writing
+        else:
+            unknown = self._committing and not (
+                isinstance(error, DBAPIError) and surely_not_committed(error)
+            )
         for ticket in group:
             answer = (
                 OutcomeUnknown("a write to the registry") if unknown else fault(error)
@@ -218,8 +235,11 @@ class Writer:
             ticket.settle(answer)
 
     async def _abandon(self) -> None:
-        """Roll back by throwing the connection away, and forget the page."""
-        self._page.forget()
+        """Roll back by throwing the connection away, and begin a new page.
+
+        The database's thread may still be at work on the old one.
+        """
+        self._page = Page()
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.invalidate()

@@ -8,6 +8,7 @@ a TLS object and a timer, and only until its deadline.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
 
 LINGER_S = 5.0
 """How long a closing connection may take to drain what is left to send."""
-
-HAPPY_EYEBALLS_S = 0.25
-"""RFC 8305: a dead IPv6 route does not use up the deadline."""
 
 WRITE_HIGH = 64 * 1024
 """Octets waiting for a slow reader before the upper protocol is told to pause."""
@@ -74,14 +72,20 @@ class Admittance(Protocol):
 
     handshake_deadline_s: float
 
-    def arrived(self, transport: TlsTransport) -> bool:
-        """Whether the handshake may begin now; if not, `begin` is called later."""
+    def arrived(self, transport: TlsTransport) -> None:
+        """A connection is here; it may be closed at once."""
+
+    def begins(self, transport: TlsTransport) -> bool:
+        """Whether its handshake may begin now; if not, `begin` is called later.
+
+        Asked at its first bytes: a silent connection takes no turn of others.
+        """
 
     def ended(self, transport: TlsTransport, failed: Failed | None) -> None:
-        """The handshake is over, one way or the other; called once."""
+        """The handshake is done (None) or failed; not called if `lost` comes first."""
 
     def lost(self, transport: TlsTransport) -> None:
-        """The connection is gone; called once, after `arrived`."""
+        """The connection is gone; called once for each `arrived`."""
 
     def cached_key(self, identity: PskIdentity) -> bytes | None:
         """A key that is in memory."""
@@ -94,8 +98,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """One TLS connection between a raw transport and an upper protocol."""
 
     __slots__ = (
-        "_admittance", "_alert", "_closing", "_engine", "_eof", "_loop", "_lost",
-        "_make_upper", "_on_failed", "_paused", "_raw", "_timer", "_upper", "identity",
+        "_admittance", "_alert", "_begun", "_closing", "_early", "_engine", "_eof",
+        "_loop", "_lost", "_make_upper", "_on_failed", "_paused", "_raw", "_timer",
+        "_upper", "identity",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +124,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._paused = False
         self._eof = False
         self._alert: AlertError | None = None
+        self._begun = False
+        self._early: bytes | None = None
+        """First bytes of a handshake that waits for its turn."""
         self.identity: object = None
         """Who the listener found the peer to be; owned by the upper protocol."""
 
@@ -132,20 +140,29 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._timer = self._loop.call_later(
                 self._admittance.handshake_deadline_s, self._too_slow
             )
-            if not self._admittance.arrived(self):
-                transport.pause_reading()
+            self._admittance.arrived(self)
         elif isinstance(self._engine, ClientEngine):
             self._handle(self._engine.start())
 
     def begin(self) -> None:
-        """Start a handshake that `arrived` put off."""
+        """Start a handshake that `begins` put off."""
+        early, self._early = self._early or b"", None
         if self._raw is not None and not self._raw.is_closing():
             self._raw.resume_reading()
+            self._handle(self._engine.receive(early))
 
     @override
     def data_received(self, data: bytes) -> None:
-        if not self._closing:
-            self._handle(self._engine.receive(data))
+        if self._closing:
+            return
+        if self._admittance is not None and not self._begun:
+            self._begun = True
+            if not self._admittance.begins(self):
+                self._early = data
+                if self._raw is not None:
+                    self._raw.pause_reading()
+                return
+        self._handle(self._engine.receive(data))
 
     @override
     def eof_received(self) -> bool:
@@ -163,11 +180,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         self._lost = self._closing = True
         self._stop_timer()
-        established = self._engine.established is not None
+        self._early = None
         self._engine.release()
         if self._admittance is not None:
-            if not established:
-                self._admittance.ended(self, None)
             self._admittance.lost(self)
         if self._upper is not None:
             self._upper.connection_lost(exc or self._alert)
@@ -236,7 +251,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._flush()
         if failed.alert is not None:
             self._alert = AlertError(failed.alert)
-        if self._upper is None and self._admittance is not None:
+        if self._engine.established is None and self._admittance is not None:
             self._admittance.ended(self, failed)
         if self._on_failed is not None:
             self._on_failed(failed)
@@ -245,6 +260,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _too_slow(self) -> None:
         self._timer = None
+        if self._admittance is not None and not self._closing:
+            self._closing = True
+            self._admittance.ended(self, Failed("it took too long", None, None))
         self.abort()
 
     def _stop_timer(self) -> None:
@@ -513,11 +531,32 @@ async def open_stream(  # noqa: PLR0913 - a connection is these
         return TlsTransport(engine, made, on_failed=failed)
 
     async with asyncio.timeout(deadline_s):
-        raw, _ = await loop.create_connection(
-            factory, host, port, happy_eyeballs_delay=HAPPY_EYEBALLS_S
-        )
+        raw = await _connected(host, port, factory, deadline_s)
         try:
             return await done
         except BaseException:
             raw.abort()
             raise
+
+
+async def _connected(
+    host: str, port: int, factory: Callable[[], TlsTransport], deadline_s: float
+) -> asyncio.Transport:
+    """Connect to the first address that answers.
+
+    Each has its share of the deadline, so that a dead IPv6 route does not use it up.
+    asyncio's `happy_eyeballs_delay` would, but leaks a socket when it is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+    failed: Exception = OSError(f"{host} has no address")
+    for address in addresses:
+        try:
+            async with asyncio.timeout(deadline_s / len(addresses)):
+                raw, _ = await loop.create_connection(factory, address, port)
+        except (OSError, TimeoutError) as error:
+            failed = error
+        else:
+            return raw
+    raise failed

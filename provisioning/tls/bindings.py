@@ -66,6 +66,7 @@ NEEDED = frozenset(
         "SSL_get1_session",
         "SSL_get_current_cipher",
         "SSL_get_error",
+        "SSL_get_extms_support",
         "SSL_get_finished",
         "SSL_get_peer_cert_chain",
         "SSL_get_peer_certificate",

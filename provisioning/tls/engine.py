@@ -196,6 +196,10 @@ class Engine:
         return [self._failed()]
 
     def _done(self) -> list[Event]:
+        objection = self._objection()
+        if objection is not None:
+            self._finish()
+            return [Failed(objection, None, None)]
         established = self._describe()
         self.established = established
         self._flight = self._reply = None
@@ -205,6 +209,10 @@ class Engine:
 
     def _describe(self) -> Established:
         raise NotImplementedError
+
+    def _objection(self) -> str | None:
+        """Why a finished handshake is not good enough; None if it is."""
+        return None
 
     def _read(self) -> list[Event]:
         events: list[Event] = []
@@ -304,6 +312,8 @@ class ServerEngine(Engine):
 
         `tls-exporter`, and in TLS 1.2 `tls-unique` too.
         """
+        if not self._has_extended_master_secret():
+            return ()
         found = [self.export(b"EXPORTER-Channel-Binding")]
         if self.established and self.established.version == "TLSv1.2":
             found.append(
@@ -312,6 +322,20 @@ class ServerEngine(Engine):
                 )
             )
         return tuple(found)
+
+    @override
+    def _objection(self) -> str | None:
+        # RFC 7627, 5.3 and 5.4: what has no extended master secret is not resumed, nor
+        # is a channel binding of it worth anything. Full handshakes without it go on:
+        # strongSwan's TLS has none, and OpenSSL no setting that asks for it.
+        if not self._has_extended_master_secret() and lib.SSL_session_reused(self._ssl):
+            return "a session without extended master secret is not resumed"
+        return None
+
+    def _has_extended_master_secret(self) -> bool:
+        if bindings.text(lib.SSL_get_version(self._ssl)) != "TLSv1.2":
+            return True
+        return bool(lib.SSL_get_extms_support(self._ssl) == 1)
 
     @override
     def _describe(self) -> Established:

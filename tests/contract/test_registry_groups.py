@@ -46,7 +46,13 @@ async def counted(url):
     """A registry, and the list that each of its commits makes longer."""
     commits: list[object] = []
     writing = writer_engine(url)
-    event.listen(writing.sync_engine, "commit", commits.append)
+    commit = writing.dialect.do_commit
+
+    def counting(connection):
+        commits.append(connection)
+        commit(connection)
+
+    writing.dialect.do_commit = counting
     registry = Registry(writing, reader_engine(url), cache_size=1000)
     yield registry, commits
     await registry.close()

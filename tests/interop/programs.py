@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.operators import actions
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -132,6 +134,18 @@ class Site:
 
     def device(self, name: str) -> OpensslDevice:
         return OpensslDevice(self, name)
+
+    def revoke(self, name: str, reason: str = "keyCompromise") -> dict[str, Any]:
+        """As `devices revoke`."""
+        return self.gateway.operate_now(
+            lambda desk: actions.revoke_device(desk, name, serial=None, reason=reason)
+        )
+
+    def rotate(self, name: str) -> dict[str, Any]:
+        """As `devices rotate`."""
+        return self.gateway.operate_now(
+            lambda desk: actions.rotate_device(desk, name, within=actions.ROTATE_WITHIN)
+        )
 
 
 class OpensslDevice:

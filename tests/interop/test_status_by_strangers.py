@@ -52,7 +52,7 @@ def test_a_revoked_certificate_is_revoked_by_ocsp_and_crl(site):
     )
     number = fetch_crl(site)
     assert ": OK" in openssl(*verify)
-    site.gateway.command("devices", "revoke", device.name, "--reason", "keyCompromise")
+    site.revoke(device.name)
     said = ocsp(site, "-cert", device.cert)
     assert "Response verify OK" in said
     assert f"{device.cert}: revoked" in said
@@ -122,7 +122,7 @@ def test_a_ca_of_others_is_not_spoken_for(site, tmp_path):
 
 def test_several_questions_in_one_request(site, pump):
     revoked = site.device("status-several").enrolled()
-    site.gateway.command("devices", "revoke", revoked.name)
+    site.revoke(revoked.name)
     said = ocsp(site, "-cert", pump.cert, "-cert", revoked.cert, "-serial", "0x4711")
     assert "Response verify OK" in said
     assert f"{pump.cert}: good" in said

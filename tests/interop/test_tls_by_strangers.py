@@ -130,7 +130,7 @@ def test_a_revoked_device_is_told_so_when_it_resumes(site, version, tmp_path):
     device = site.device(name).enrolled()
     session = tmp_path / "session"
     assert told(site.s_client(version, *device.s_client, "-sess_out", session))
-    site.gateway.command("devices", "revoke", name, "--reason", "keyCompromise")
+    site.revoke(name)
     printed = site.s_client(version, "-sess_in", session)
     assert "Reused, TLSv1" in printed
     assert told(printed) is None
@@ -237,3 +237,20 @@ def test_the_server_sends_its_chain_and_names_its_clients_cas(site):
 )
 def test_groups_that_devices_have(site, offered, spoken):
     assert told(site.s_client("-tls1_3", "-groups", offered))["group"] == spoken
+
+
+def test_tls_1_2_without_extended_master_secret_proves_nobody(site, pump, tmp_path):
+    """RFC 7627: without it a session can be moved between peers (RFC 9325, 3.5)."""
+    conf = tmp_path / "openssl.cnf"
+    said = {}
+    for options in ("ExtendedMasterSecret", "-ExtendedMasterSecret"):
+        conf.write_text(
+            "openssl_conf = o\n[o]\nssl_conf = s\n[s]\nsystem_default = d\n"
+            f"[d]\nOptions = {options}\n"
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OPENSSL_CONF", str(conf))
+            said[options] = site.s_client("-tls1_2", *pump.s_client)
+    assert told(said["ExtendedMasterSecret"])["device"] == "tls-pump"
+    assert "Extended master secret: yes" in said["ExtendedMasterSecret"]
+    assert told(said["-ExtendedMasterSecret"]) is None

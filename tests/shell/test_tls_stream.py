@@ -41,6 +41,8 @@ class Porter:
 
     def arrived(self, transport):
         self.begun += 1
+
+    def begins(self, transport):
         return True
 
     def ended(self, transport, failed):
