@@ -269,7 +269,9 @@ def parse(text: str, folder: Path) -> Config:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"line (\d+)", str(error))
-        where = f"{FILE}:{found[1]}" if found else FILE
+        # Without a number it says "at end of document".
+        line = int(found[1]) if found else len(text.splitlines()) or 1
+        where = f"{FILE}:{line}"
         raise ConfigError(where, f"not TOML: {error}") from None
     return _Reader(text, document).config(folder)
 

@@ -280,6 +280,12 @@ class Demo:
                 "devices", "revoke", device, "--reason", "keyCompromise"
             )
             expect(done["not_applied"] == [], "every gateway has applied it")
+            cut = any(
+                event["event"] == "cut" and event["device"] == device
+                for event in map(json.loads, self.log.read_text().splitlines())
+            )
+            expect(cut == (device == "pump-1"), "the one that was connected is cut")
+            tell("its live connection is cut" if cut else "it was not connected")
             tell(
                 f"revoked {', '.join(done['revoked'])} in "
                 f"{time.monotonic() - begun:.1f} s, command included"
@@ -358,6 +364,8 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="birthmark-demo-"))
     demo = Demo(folder)
     code = 1
+    # Ended by SIGTERM, it ends what it started as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         demo.start()
         demo.by_token()

@@ -115,7 +115,10 @@ class DeviceApi:
             raise PeerError(OPERATION_UNKNOWN)
         route = methods.get("GET" if method == "HEAD" else method)
         if route is None:
-            raise PeerError(METHOD_NOT_ALLOWED)
+            allowed = ", ".join(methods)
+            raise PeerError(
+                METHOD_NOT_ALLOWED, f"This address takes {allowed}, not {method[:20]}."
+            )
         return route
 
     async def _peer(

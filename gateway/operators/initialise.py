@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from provisioning.registry.upgrade import upgrade
 from provisioning.x509.chain import fingerprint_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from provisioning.config import Config
@@ -62,6 +64,29 @@ async def initialise(
     TrustDomain.parse(wishes.domain)
     # Others may pass through towards public/, which is theirs to read.
     make_folder(folder, 0o711)
+    with only_one(folder):
+        return await _initialise(folder, wishes, progress)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder; a second `init` beside the first is told to wait."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unusable(
+                str(folder), "another `birthmark init` is at work in it; wait for it"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _initialise(
+    folder: Path, wishes: Wishes, progress: Callable[[str], None]
+) -> Document:
     if (folder / DONE).exists():
         return _summary(configuration.load(folder), created=False)
     if not (folder / configuration.FILE).exists():
