@@ -99,7 +99,8 @@ class Connect:
         row.state = move_credential(row.state, CredentialState.ACTIVE)
         page.credential_changed(row)
         until = to_us(self.now + self.grace)
-        for older in _older(page, row, device):
+        olders = _older(page, row, device)
+        for older in olders:
             if older.state is CredentialState.ACTIVE and (
                 older.ends_at is None or older.ends_at > until
             ):
@@ -108,7 +109,10 @@ class Connect:
         if device.state is DeviceState.REGISTERED:
             device.state = move_device(device.state, DeviceState.ENROLLED)
             page.device_changed(device)
-        rotation_done(page, device, at)
+        if olders:
+            # It takes the place of another. What a device connects with for the first
+            # time, and had before it was asked, is what it was asked to replace.
+            rotation_done(page, device, at)
 
 
 @dataclass(frozen=True, slots=True)

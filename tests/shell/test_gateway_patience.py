@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 from device_client import EST, WHOAMI, Device, issued
@@ -82,38 +82,43 @@ async def test_dripping_a_hello_buys_no_time(narrow_gateway):
         await asyncio.gather(dripping, return_exceptions=True)
 
 
+@asynccontextmanager
+async def crowd(gateway, size, said):
+    """That many connections that have said so much and say no more."""
+    async with AsyncExitStack() as stack:
+        for _ in range(size):
+            _, writer = await stack.enter_async_context(raw(gateway))
+            writer.write(said)
+        yield
+
+
 async def test_a_full_house_of_handshakes_makes_others_wait_not_fail(
     narrow_gateway, narrow_field
 ):
-    silent = [raw(narrow_gateway) for _ in range(4)]
-    for connection in silent:
-        await connection.__aenter__()
-    try:
+    async with crowd(narrow_gateway, 4, HELLO):
         device = asyncio.create_task(narrow_field.whoami())
         done, _ = await asyncio.wait([device], timeout=0.3)
         assert not done  # it waits its turn
-    finally:
-        for connection in silent:
-            await connection.__aexit__(None, None, None)
     assert (await device).status == 200
+
+
+async def test_silent_connections_take_no_turn_of_others(narrow_gateway, narrow_field):
+    """The twin: who has said nothing costs no handshake."""
+    async with crowd(narrow_gateway, 8, b""):
+        async with asyncio.timeout(DEADLINE_S / 2):
+            assert (await narrow_field.whoami()).status == 200
 
 
 async def test_one_connection_too_many_is_closed_at_once_and_room_comes_back(
     narrow_gateway, narrow_field
 ):
-    silent = [raw(narrow_gateway) for _ in range(24)]
-    for connection in silent:
-        await connection.__aenter__()
-    try:
+    async with crowd(narrow_gateway, 24, b""):
         async with raw(narrow_gateway) as (reader, writer):
             writer.write(HELLO)
             assert await end_of(reader) < DEADLINE_S / 2
         # The other listener has room of its own.
         async with narrow_field.mqtt() as mqtt:
             assert (await mqtt.connect()).code == 0x87
-    finally:
-        for connection in silent:
-            await connection.__aexit__(None, None, None)
     for _ in range(30):
         assert (await narrow_field.whoami()).status == 200
 
