@@ -147,8 +147,10 @@ class StubGateway:
     # Admittance of the TLS transport
     handshake_deadline_s = 10.0
 
-    def arrived(self, transport: TlsTransport) -> bool:
+    def arrived(self, transport: TlsTransport) -> None:
         self.transports.add(transport)
+
+    def begins(self, transport: TlsTransport) -> bool:
         return True
 
     def ended(self, transport: TlsTransport, failed: object) -> None:
