@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,6 +64,7 @@ class Follower:
 
     def __init__(  # noqa: PLR0913 - the parts it joins, each by its name
         self,
+        name: str,
         registry: Registry,
         live: Live,
         keys: KeyCache,
@@ -74,6 +74,7 @@ class Follower:
         clock: Callable[[], datetime],
         tell: Callable[[str, Mapping[str, object]], None],
     ) -> None:
+        self._name = name
         self._registry = registry
         self._live = live
         self._keys = keys
@@ -97,7 +98,7 @@ class Follower:
         self._good = asyncio.get_running_loop().time()
         self._seq = await self._registry.latest_seq()
         self._gateway = await self._registry.join_gateway(
-            socket.gethostname(), os.getpid(), self._clock()
+            self._name, os.getpid(), self._clock()
         )
 
     async def leave(self) -> None:

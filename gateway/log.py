@@ -28,11 +28,15 @@ class EventLog:
         self._plain = self._stream.isatty()
         self._floor = _RANK.get(level, _RANK["info"])
 
+    def wants(self, name: str) -> bool:
+        """Whether this event would be written; where making its fields costs."""
+        return _RANK[events.TABLE[name].level] >= self._floor
+
     def tell(self, name: str, fields: Mapping[str, object]) -> None:
         """One event; raises KeyError for a name or field that the table lacks."""
-        kind = events.check(name, fields)
-        if _RANK[kind.level] < self._floor:
+        if _RANK[events.TABLE[name].level] < self._floor:
             return
+        kind = events.check(name, fields)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         if self._plain:
             rest = " ".join(f"{key}={_shown(value)}" for key, value in fields.items())

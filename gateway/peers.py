@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ class Peers:
             return None
         if isinstance(proof, CertificateProof):
             auth = AuthMethod.CERTIFICATE
-            serial = _serial(proof)
+            serial = _serial(proof.der)
             standing = (
                 await self._registry.standing_of_certificate(serial, self._clock())
                 if serial is not None
@@ -131,8 +132,10 @@ class Peers:
         return again, connection
 
 
-def _serial(proof: CertificateProof) -> Serial | None:
+@functools.lru_cache(maxsize=4_096)
+def _serial(der: bytes) -> Serial | None:
+    """The serial in a device certificate; a device shows the same one every time."""
     try:
-        return peer_facts(proof.der).serial
+        return peer_facts(der).serial
     except PeerError:
         return None

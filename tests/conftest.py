@@ -10,8 +10,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from device_client import Field
-from gateway_process import GatewayProcess, missing
 
 
 @dataclass
@@ -103,45 +101,46 @@ def make_authority():
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory):
     """A gateway as `init` and `gateway` make it, with every default."""
-    yield from _served(GatewayProcess(tmp_path_factory.mktemp("gateway")))
+    yield from _served(tmp_path_factory.mktemp("gateway"), {})
 
 
 @pytest.fixture(scope="session")
 def narrow_gateway(tmp_path_factory):
     """A gateway with little patience and little room, and certificates for seconds."""
-    made = GatewayProcess(tmp_path_factory.mktemp("narrow"))
-    yield from _served(
-        made,
-        **{
-            "limits": {
-                "connections": "24",
-                "handshakes": "4",
-                "handshake_deadline": '"1s"',
-                "header_deadline": '"1s"',
-                "body_deadline": '"1s"',
-                "keep_alive": '"2s"',
-                "mqtt_connect_deadline": '"1s"',
-            },
-            "listen.https": {"plain_psk": "true"},
-            "rotation": {"grace": '"2s"'},
-            "profiles.brief": {
-                "like": '"ldevid"',
-                "lifetime": '"2s"',
-                "expired_grace": '"1h"',
-                "from": '["brief"]',
-            },
-            "profiles.strict": {
-                "like": '"brief"',
-                "expired_grace": '"0"',
-                "from": '["strict"]',
-            },
+    tables = {
+        "limits": {
+            "connections": "24",
+            "handshakes": "4",
+            "handshake_deadline": '"1s"',
+            "header_deadline": '"1s"',
+            "body_deadline": '"1s"',
+            "keep_alive": '"2s"',
+            "mqtt_connect_deadline": '"1s"',
         },
-    )
+        "listen.https": {"plain_psk": "true"},
+        "rotation": {"grace": '"2s"'},
+        "profiles.brief": {
+            "like": '"ldevid"',
+            "lifetime": '"2s"',
+            "expired_grace": '"1h"',
+            "from": '["brief"]',
+        },
+        "profiles.strict": {
+            "like": '"brief"',
+            "expired_grace": '"0"',
+            "from": '["strict"]',
+        },
+    }
+    yield from _served(tmp_path_factory.mktemp("narrow"), tables)
 
 
-def _served(made, **tables):
+def _served(folder, tables):
+    # Not above: the server's imports are many, and most tests do without.
+    from gateway_process import GatewayProcess, missing  # noqa: PLC0415
+
     if lacking := missing():
         pytest.skip(lacking)
+    made = GatewayProcess(folder)
     made.initialise()
     for table, values in tables.items():
         made.configure(table, **values)
@@ -156,10 +155,14 @@ def _served(made, **tables):
 @pytest.fixture(scope="session")
 def field(gateway):
     """Devices of the shared gateway."""
+    from device_client import Field  # noqa: PLC0415 - as above
+
     return Field(gateway)
 
 
 @pytest.fixture(scope="session")
 def narrow_field(narrow_gateway):
     """Devices of the narrow one."""
+    from device_client import Field  # noqa: PLC0415 - as above
+
     return Field(narrow_gateway)

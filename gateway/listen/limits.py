@@ -41,13 +41,15 @@ class Gatekeeper(Admittance):
     waits its turn unread, under the same deadline, and costs no TLS work meanwhile.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it joins
         self,
         name: str,
         limits: ListenerLimits,
         keys: KeyCache,
         tasks: asyncio.TaskGroup,
         tell: Callable[[str, Mapping[str, object]], None],
+        *,
+        chatty: bool = False,
     ) -> None:
         self.handshake_deadline_s = limits.deadline_s
         self._name = name
@@ -55,6 +57,7 @@ class Gatekeeper(Admittance):
         self._keys = keys
         self._tasks = tasks
         self._tell = tell
+        self._chatty = chatty
         self._loop = asyncio.get_running_loop()
         self._open: set[TlsTransport] = set()
         self.empty = asyncio.Event()
@@ -115,6 +118,8 @@ class Gatekeeper(Admittance):
         proof = established.proof
         if isinstance(proof, PskProof) and not established.resumed:
             self._keys.proven(proof.identity)
+        if not self._chatty:
+            return
         self._tell(
             CONNECTED,
             {

@@ -17,7 +17,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
-    and_,
     bindparam,
     delete,
     func,
@@ -53,10 +52,7 @@ _BEHIND = (
     .order_by(_g.name)
 )
 _LONG_GONE = delete(gateways).where(
-    or_(
-        and_(_g.name == bindparam("name"), _g.pid == bindparam("pid")),
-        _g.beat_at < bindparam("since"),
-    )
+    or_(_g.name == bindparam("name"), _g.beat_at < bindparam("since"))
 )
 _LEAVE = delete(gateways).where(_g.id == bindparam("key"))
 _FORGOTTEN = timedelta(days=1)
@@ -109,7 +105,7 @@ async def read_behind(
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A gateway starts to follow. An earlier bearer of its name and pid is gone."""
+    """A gateway starts to follow. An earlier bearer of its name is gone."""
 
     name: str
     pid: int
@@ -123,7 +119,7 @@ class Join:
         number = page.next_number("row")
         page.also(
             _LONG_GONE,
-            {"name": self.name, "pid": self.pid, "since": to_us(self.now - _FORGOTTEN)},
+            {"name": self.name, "since": to_us(self.now - _FORGOTTEN)},
         )
         page.also(
             _JOIN,

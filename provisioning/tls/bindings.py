@@ -119,6 +119,9 @@ NEEDED = frozenset(
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME: a server lets expiry through, to refuse it in words."""
 
+PARTIAL_CHAIN = 0x80000
+"""X509_V_FLAG_PARTIAL_CHAIN: a chain may end at any certificate of the store."""
+
 STATUS_TYPE_OCSP = 1
 SCRATCH = 32_768
 """Octets moved between OpenSSL and Python at a time: two full records."""
@@ -194,9 +197,11 @@ def certificate_der(x509: Pointer) -> bytes:
     """The DER of an X509 object."""
     bio = ffi.gc(lib.BIO_new(lib.BIO_s_mem()), lib.BIO_free)
     lib.i2d_X509_bio(bio, x509)
-    buffer = ffi.new("char[]", 65_536)
-    size = lib.BIO_read(bio, buffer, 65_536)
-    return bytes(ffi.buffer(buffer, max(size, 0)))
+    found = b""
+    buffer = ffi.new("char[]", 4_096)
+    while (size := lib.BIO_read(bio, buffer, 4_096)) > 0:
+        found += ffi.buffer(buffer, size)[:]
+    return found
 
 
 def peer_certificate(ssl: Pointer) -> bytes | None:

@@ -51,6 +51,8 @@ class ClearFlight:
         """Whole handshake messages (type, body) that `data` completes."""
         if self.over:
             return []
+        if not self._records and not self._messages and (one := _only_message(data)):
+            return [one]
         self._records += data
         while len(self._records) >= 5:  # noqa: PLR2004 - a record header
             kind, length = self._records[0], int.from_bytes(self._records[3:5])
@@ -81,6 +83,23 @@ class ClearFlight:
             found.append((self._messages[0], bytes(self._messages[4 : 4 + length])))
             del self._messages[: 4 + length]
         return found
+
+
+def _only_message(data: bytes) -> tuple[int, bytes] | None:
+    """The message of a first record that holds just one, as nearly every one does.
+
+    What stands after it in a server's flight is encrypted and of no interest; after a
+    client's there is nothing, or the general way is taken.
+    """
+    if len(data) < 9 or data[0] != _HANDSHAKE:  # noqa: PLR2004 - both headers
+        return None
+    length = int.from_bytes(data[3:5])
+    if int.from_bytes(data[6:9]) != length - 4:
+        return None
+    kind, end = data[5], 5 + length
+    if len(data) == end or (len(data) > end and kind == _SERVER_HELLO):
+        return kind, data[9:end]
+    return None
 
 
 class _Reader:
@@ -126,6 +145,8 @@ def offered_identities(client_hello: bytes) -> list[bytes]:
 
     client_hello: the body, without the four octets of the message header.
     """
+    if b"\x00\x29" not in client_hello:
+        return []  # the extension's number is not even in it
     try:
         reader = _Reader(client_hello)
         reader.take(34)

@@ -240,8 +240,9 @@ def test_groups_that_devices_have(site, offered, spoken):
 
 
 def test_without_extended_master_secret_nothing_is_resumed(site, pump, tmp_path):
-    """RFC 7627, 5.3: such a session could be moved to another peer. Devices that
-    cannot do it (strongSwan's TLS) shake hands in full each time.
+    """RFC 7627, 5.3: such a session could be moved to another peer.
+
+    Devices that cannot do it (strongSwan's TLS) shake hands in full each time.
     """
     conf = tmp_path / "openssl.cnf"
     for options, resumes in (

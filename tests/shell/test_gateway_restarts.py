@@ -6,19 +6,16 @@ import asyncio
 import os
 import signal
 import time
-from datetime import timedelta
 
 import pytest
 from device_client import EST, NOTHING, Device, Field, issued
-from gateway_process import GatewayProcess, missing, soon
+from gateway_process import GatewayProcess, missing
 
 from gateway.operators import actions
 from provisioning.tls.aio import HandshakeError
 from provisioning.wire.mqtt import Kind
 
 FLEET = 24
-ALIVE_WITHIN = timedelta(seconds=5)
-"""For so long a gateway that was killed counts as alive."""
 GOODBYE_S = 10.0
 
 
@@ -109,9 +106,24 @@ async def test_a_proven_certificate_is_known_after_a_kill(mortal):
         assert (await mqtt.connect()).code == 0
 
 
-async def followers(desk):
-    """The gateways that count as alive: those behind a change yet to come."""
-    return await desk.registry.behind(1 << 40, desk.now, ALIVE_WITHIN)
+async def revoke(gateway, name):
+    """As `devices revoke`."""
+    return await gateway.operate(
+        lambda desk: actions.revoke_device(
+            desk, name, serial=None, reason="unspecified"
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, signal.SIGKILL], ids=lambda one: one.name
+)
+async def test_a_gateway_that_is_gone_is_not_waited_for(mortal, how):
+    """Its successor holds the lock of the data directory: the other one is no more."""
+    await Field(mortal).enrolled(f"gone-{how}")
+    mortal.stop(how)
+    await asyncio.to_thread(mortal.start)
+    assert (await revoke(mortal, f"gone-{how}"))["not_applied"] == []
 
 
 async def test_what_was_revoked_while_the_gateway_was_down_is_out(mortal):
@@ -119,18 +131,8 @@ async def test_what_was_revoked_while_the_gateway_was_down_is_out(mortal):
     pump = await field.enrolled("revoked-meanwhile")
     async with field.https(pump.proof) as http:
         assert (await http.whoami()).status == 200
-
-    async def alone():
-        return len(await mortal.operate(followers)) == 1
-
-    await soon(alone)  # those that were killed are waited for a while
     mortal.stop()
-    done = await mortal.operate(
-        lambda desk: actions.revoke_device(
-            desk, "revoked-meanwhile", serial=None, reason="unspecified"
-        )
-    )
-    assert done["not_applied"] == []  # it has said goodbye: nobody waits for it
+    await revoke(mortal, "revoked-meanwhile")
     await asyncio.to_thread(mortal.start)
     refused = await field.whoami(pump.proof)
     assert (refused.status, refused.code) == (403, "device_revoked")
