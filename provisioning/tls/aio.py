@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from typing_extensions import override
 
@@ -133,9 +133,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     # The raw side ----------------------------------------------------------------
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - narrows the type
-        self._raw = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH)
+        raw = self._raw = cast("asyncio.Transport", transport)
+        raw.set_write_buffer_limits(high=WRITE_HIGH)
         if self._admittance is not None:
             self._timer = self._loop.call_later(
                 self._admittance.handshake_deadline_s, self._too_slow
