@@ -27,7 +27,7 @@ from gateway.listen.limits import Gatekeeper, ListenerLimits
 from gateway.listen.tcp import bind, serve
 from gateway.log import EventLog, listen_to_libraries, tell_of_loop
 from gateway.mqtt.broker import BrokerAddress, Mosquitto
-from gateway.mqtt.notices import Notices, RotationAnswer
+from gateway.mqtt.notices import Notices, RotationAnswer, obey_cancellation
 from gateway.mqtt.relay import MqttLimits, MqttPeer, Relay, RelayParts
 from gateway.parts import Parts, now, opened, sole_gateway
 from gateway.upkeep import Upkeep
@@ -174,6 +174,7 @@ class App:
                         "stack": "".join(traceback.format_exception(error)),
                     },
                 )
+            obey_cancellation()
             await asyncio.sleep(RESTART_S)
 
     def _listeners(self) -> list[tuple[str, Listener]]:

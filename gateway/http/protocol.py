@@ -138,6 +138,8 @@ class HttpServer(web.Server):
         super().__init__(
             timed,
             access_log=None,
+            # The listener has it on already; once more is a system call each time.
+            tcp_keepalive=False,
             # A compressed body could be a thousand times what was sent.
             auto_decompress=False,
             keepalive_timeout=limits.keep_alive_s,

@@ -52,6 +52,16 @@ class RotationAnswer:
     reason: str | None
 
 
+def obey_cancellation() -> None:
+    """End the task if it was told to end while one of its own children failed.
+
+    A TaskGroup of Python 3.11 then raises the child's error and forgets the rest.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def credential_notice(by: datetime, campaign: str | None) -> bytes:
     """The payload that asks a device to rotate by then."""
     text = by.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -160,6 +170,7 @@ class Notices:
                 self._note_loss(group.exceptions[0], backoff_s)
             finally:
                 self._linked.clear()
+            obey_cancellation()
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, self.backoff_most_s)
 
@@ -188,6 +199,9 @@ class Notices:
             while self._queue:
                 topic, payload = next(iter(self._queue.items()))
                 await client.publish(topic, payload, qos=1)
+                # aiomqtt waits by asyncio.wait_for, which in Python 3.11 forgets a
+                # cancellation that comes together with what it waits for.
+                obey_cancellation()
                 # Only now: a notice whose acknowledgement is lost is sent again. It
                 # may have been replaced meanwhile.
                 if self._queue.get(topic) is payload:

@@ -79,7 +79,8 @@ def tcp_sockets_of(pid: int) -> set[str]:
 
 def loose_folder(path: Path) -> Path:
     folder = path / "run"
-    folder.mkdir(0o750)
+    folder.mkdir()
+    folder.chmod(0o750)  # whatever the umask
     return folder
 
 
