@@ -27,7 +27,7 @@ from gateway.listen.limits import Gatekeeper, ListenerLimits
 from gateway.listen.tcp import bind, serve
 from gateway.log import EventLog, listen_to_libraries, tell_of_loop
 from gateway.mqtt.broker import BrokerAddress, Mosquitto
-from gateway.mqtt.notices import Notices, RotationAnswer, obey_cancellation
+from gateway.mqtt.notices import Notices, RotationAnswer
 from gateway.mqtt.relay import MqttLimits, MqttPeer, Relay, RelayParts
 from gateway.parts import Parts, now, opened, sole_gateway
 from gateway.upkeep import Upkeep
@@ -86,6 +86,7 @@ class App:
         self._gatekeepers: list[Gatekeeper] = []
         self._servers: list[asyncio.Server] = []
         self._relays: dict[Relay, Connection] = {}
+        self._stopping = False
         self._background: list[asyncio.Task[None]] = []
         self._http_servers: list[HttpServer] = []
         self._folder = config.folder
@@ -174,7 +175,9 @@ class App:
                         "stack": "".join(traceback.format_exception(error)),
                     },
                 )
-            obey_cancellation()
+            if self._stopping:
+                # Its TaskGroup may have lost the cancellation to a child's error.
+                return
             await asyncio.sleep(RESTART_S)
 
     def _listeners(self) -> list[tuple[str, Listener]]:
@@ -212,6 +215,7 @@ class App:
         with contextlib.suppress(Unavailable, OutcomeUnknown, TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await self._follower.leave()
+        self._stopping = True
         for task in self._background:
             task.cancel()
 

@@ -52,16 +52,6 @@ class RotationAnswer:
     reason: str | None
 
 
-def obey_cancellation() -> None:
-    """End the task if it was told to end while one of its own children failed.
-
-    A TaskGroup of Python 3.11 then raises the child's error and forgets the rest.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 def credential_notice(by: datetime, campaign: str | None) -> bytes:
     """The payload that asks a device to rotate by then."""
     text = by.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -163,14 +153,8 @@ class Notices:
                     await self._talk(client)
             except aiomqtt.MqttError as error:
                 self._note_loss(error, backoff_s)
-            except ExceptionGroup as group:
-                _, others = group.split(aiomqtt.MqttError)
-                if others is not None:
-                    raise
-                self._note_loss(group.exceptions[0], backoff_s)
             finally:
                 self._linked.clear()
-            obey_cancellation()
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, self.backoff_most_s)
 
@@ -188,9 +172,20 @@ class Notices:
         )
 
     async def _talk(self, client: aiomqtt.Client) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._send(client))
-            tasks.create_task(self._receive(client))
+        # No TaskGroup: that of Python 3.11 forgets a cancellation that comes just when
+        # a child fails, as both do when the broker and the gateway end together.
+        tasks = [
+            asyncio.create_task(self._send(client)),
+            asyncio.create_task(self._receive(client)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, client: aiomqtt.Client) -> None:
         while True:
@@ -201,7 +196,9 @@ class Notices:
                 await client.publish(topic, payload, qos=1)
                 # aiomqtt waits by asyncio.wait_for, which in Python 3.11 forgets a
                 # cancellation that comes together with what it waits for.
-                obey_cancellation()
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError
                 # Only now: a notice whose acknowledgement is lost is sent again. It
                 # may have been replaced meanwhile.
                 if self._queue.get(topic) is payload:
