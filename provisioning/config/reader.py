@@ -1,20 +1,31 @@
-"""birthmark.toml, parsed once, every default in sight."""
+"""Reads birthmark.toml: checked once, with the line of what is wrong in it."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 import stat
 import tomllib
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from provisioning.ca.settings import CaSettings
-from provisioning.enrol.policy import EnrolmentPolicy
+from provisioning.config.sections import (
+    EVERYWHERE,
+    PORTS,
+    Broker,
+    Config,
+    Hsm,
+    Limits,
+    Listener,
+    Listeners,
+    Outages,
+    Psk,
+    Revocation,
+    Rotation,
+)
 from provisioning.model.errors import ConfigError, PeerError, Unusable
 from provisioning.model.ids import TrustDomain
 from provisioning.tls.policy import POLICIES
@@ -26,188 +37,6 @@ if TYPE_CHECKING:
     from provisioning.x509.csr import KeyRules
 
 FILE = "birthmark.toml"
-
-_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - the design's default: all addresses
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """One port.
-
-    hosts: addresses it listens at. port: 0 takes a free one. public: HOST:PORT that
-    certificates and answers name; None: the first host name and the real port.
-    plain_psk: whether PSK without forward secrecy may be spoken here (devices that
-    can do no more; a profile's choice in the design).
-    """
-
-    port: int
-    hosts: tuple[str, ...] = _EVERYWHERE
-    public: str | None = None
-    plain_psk: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """The five ports of the design; None where a listener is switched off."""
-
-    https: Listener | None = Listener(8443)
-    mqtts: Listener | None = Listener(8883)
-    coaps: Listener | None = None  # 5684, when it is switched on
-    http: Listener | None = Listener(8080)
-    operator: Listener | None = None  # 9443, when it is switched on
-
-
-_PORTS = {"https": 8443, "mqtts": 8883, "coaps": 5684, "http": 8080, "operator": 9443}
-
-
-@dataclass(frozen=True, slots=True)
-class Hsm:
-    """The token: any PKCS#11 module. Paths are absolute or below the data folder.
-
-    pin: file:PATH, env:NAME or command:ARGV; never the PIN itself.
-    softhsm_conf: for SoftHSM, which finds its token by this file; None for others.
-    """
-
-    module: str
-    token_label: str = "birthmark"  # noqa: S105 - a name
-    pin: str = "file:hsm/pin"
-    softhsm_conf: str | None = None
-    deadline: timedelta = timedelta(seconds=10)
-
-
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """The MQTT broker; managed: the gateway runs a mosquitto of its own."""
-
-    managed: bool = True
-    host: str = "127.0.0.1"
-    port: int = 1883
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one peer, and all of them together, may take."""
-
-    connections: int = 20_000
-    connections_of_a_device: int = 32
-    handshakes: int = 1_000
-    handshake_deadline: timedelta = timedelta(seconds=10)
-    header_deadline: timedelta = timedelta(seconds=10)
-    body_deadline: timedelta = timedelta(seconds=20)
-    keep_alive: timedelta = timedelta(seconds=75)
-    http_header_bytes: int = 8_190
-    http_body_bytes: int = 65_536
-    mqtt_packet_bytes: int = 262_144
-    mqtt_connect_deadline: timedelta = timedelta(seconds=10)
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """grace: how long an old credential lives after the new one's first connection."""
-
-    grace: timedelta = timedelta(hours=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Outages:
-    """How long live connections go on without the registry."""
-
-    registry_grace: timedelta = timedelta(seconds=60)
-
-
-@dataclass(frozen=True, slots=True)
-class Psk:
-    """How long, and how many, proven PSK keys stay in memory."""
-
-    cache_for: timedelta = timedelta(minutes=5)
-    cache_size: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Revocation:
-    """How long CRL and OCSP answers stay valid: the longest unnoticed HSM outage."""
-
-    crl_lifetime: timedelta = timedelta(days=7)
-    ocsp_lifetime: timedelta = timedelta(hours=24)
-    presign_every: timedelta = timedelta(minutes=5)
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """Everything that birthmark.toml says, checked."""
-
-    folder: Path
-    org: str
-    domain: TrustDomain
-    hosts: tuple[str, ...]
-    hsm: Hsm
-    listen: Listeners
-    registry_url: str
-    broker: Broker
-    limits: Limits
-    rotation: Rotation
-    outages: Outages
-    psk: Psk
-    revocation: Revocation
-    tls_policy: str
-    profiles: Mapping[str, Profile]
-
-    def public_address(self, name: str, bound: int | None = None) -> str | None:
-        """HOST:PORT under which a listener is known; None if it is switched off.
-
-        bound: the port it really has, where the configuration says 0.
-        """
-        listener: Listener | None = getattr(self.listen, name)
-        if listener is None:
-            return None
-        if listener.public is not None:
-            return listener.public
-        host = self.hosts[0]
-        return f"{f'[{host}]' if ':' in host else host}:{bound or listener.port}"
-
-    def url(self, name: str, bound: int | None = None) -> str | None:
-        """The public URL of a listener, without a slash at its end."""
-        address = self.public_address(name, bound)
-        return None if address is None else f"{_SCHEMES[name]}://{address}"
-
-    @property
-    def ca(self) -> CaSettings:
-        """What the CA's rooms are told."""
-        return CaSettings(
-            folder=self.folder,
-            org=self.org,
-            domain=self.domain,
-            hosts=self.hosts,
-            # Names in certificates outlive any listener that is off for a while.
-            http_url=self.url("http") or f"http://{self.hosts[0]}:{_PORTS['http']}",
-            profiles=self.profiles,
-            crl_lifetime=self.revocation.crl_lifetime,
-            ocsp_lifetime=self.revocation.ocsp_lifetime,
-            presign_every=self.revocation.presign_every,
-        )
-
-    @property
-    def enrolment(self) -> EnrolmentPolicy:
-        """What enrolment is told."""
-        return EnrolmentPolicy(
-            domain=self.domain,
-            profiles=self.profiles,
-            # A signature takes at most the token's deadline: what is older is dead.
-            intent_stale=self.hsm.deadline * 3,
-        )
-
-    def path(self, text: str) -> Path:
-        """A path of the configuration: absolute, or below the data folder."""
-        return self.folder / text
-
-
-_SCHEMES = {
-    "https": "https",
-    "mqtts": "mqtts",
-    "coaps": "coaps",
-    "http": "http",
-    "operator": "https",
-}
 
 
 def load(folder: Path | str) -> Config:
@@ -459,7 +288,7 @@ class _Reader:
 
     def _listeners(self) -> Listeners:
         table = self._table("listen")
-        self._known(("listen",), table, " ".join(_PORTS))
+        self._known(("listen",), table, " ".join(PORTS))
         found: dict[str, Listener | None] = {}
         for name in table:
             found[name] = self._listener(name)
@@ -471,10 +300,10 @@ class _Reader:
         self._known(path, table, "enabled hosts port public plain_psk")
         if not self._truth((*path, "enabled"), table.get("enabled", True)):
             return None
-        port = self._number((*path, "port"), table.get("port", _PORTS[name]))
+        port = self._number((*path, "port"), table.get("port", PORTS[name]))
         if port > _MAX_PORT:
             raise self.wrong((*path, "port"), "a port is 0 to 65535")
-        hosts = self._texts((*path, "hosts"), table.get("hosts", _EVERYWHERE))
+        hosts = self._texts((*path, "hosts"), table.get("hosts", EVERYWHERE))
         for host in hosts:
             self._host((*path, "hosts"), host)
         public = table.get("public")
@@ -596,125 +425,3 @@ def duration(text: str) -> timedelta | None:
         return timedelta()
     found = re.fullmatch(r"([0-9]{1,6})\s?([smhdw])", text)
     return int(found[1]) * _UNITS[found[2]] if found else None
-
-
-def default_toml(  # noqa: PLR0913 - what `init` is told, each by its name
-    *,
-    org: str,
-    domain: str,
-    hosts: tuple[str, ...],
-    module: str,
-    token_label: str = "birthmark",  # noqa: S107 - a name
-    pin: str = "file:hsm/pin",
-    softhsm_conf: str | None = None,
-    ports: Mapping[str, int] | None = None,
-) -> str:
-    """The file that `init` writes: what was chosen, and each default as a comment.
-
-    ports: by listener name, where they differ from the design's.
-    """
-    port = {**_PORTS, **(ports or {})}
-    conf = (
-        f"softhsm_conf = {json.dumps(softhsm_conf)}"
-        if softhsm_conf is not None
-        else '# softhsm_conf = "hsm/softhsm2.conf"'
-    )
-    return _TEMPLATE.format(
-        org=json.dumps(org, ensure_ascii=False),
-        domain=json.dumps(domain),
-        hosts=json.dumps(list(hosts)),
-        module=json.dumps(module),
-        token_label=json.dumps(token_label),
-        pin=json.dumps(pin),
-        conf=conf,
-        **port,
-    )
-
-
-_TEMPLATE = """\
-# Birthmark. Lines that begin with '#' show the defaults.
-
-[fleet]
-org = {org}
-# The part of spiffe://DOMAIN/device/ID before the path. Certificates carry it.
-domain = {domain}
-# Names and addresses of this gateway; the first is the one that answers name.
-hosts = {hosts}
-
-# Ports. `public` is what certificates and answers name, where a balancer or a
-# router stands in front. Port 0 takes a free one.
-[listen.https]
-port = {https}
-# hosts = ["0.0.0.0", "::"]
-# public = "gateway.example:443"
-# plain_psk = false          # PSK without forward secrecy, for the very small
-
-[listen.mqtts]
-port = {mqtts}
-
-[listen.http]                # /ocsp, /crl, /ca: certificates name this one
-port = {http}
-
-[listen.coaps]
-enabled = false
-port = {coaps}
-
-[listen.operator]
-enabled = false
-port = {operator}
-
-# Any PKCS#11 module. The PIN is never written here: file:PATH, env:NAME or
-# command:ARGV say where it comes from. Paths are absolute or below this folder.
-[hsm]
-module = {module}
-token_label = {token_label}
-pin = {pin}
-{conf}
-# deadline = "10s"
-
-[registry]
-# url = "sqlite+aiosqlite:///..."     # registry.sqlite3 in this folder
-
-[broker]
-# managed = true             # the gateway runs a mosquitto of its own
-# host = "127.0.0.1"         # of another broker, with managed = false
-# port = 1883
-
-[tls]
-# policy = "modern"
-
-[limits]
-# connections = 20000        # of each listener
-# connections_of_a_device = 32
-# handshakes = 1000          # at the same time
-# handshake_deadline = "10s"
-# header_deadline = "10s"
-# body_deadline = "20s"
-# keep_alive = "75s"
-# http_header_bytes = 8190
-# http_body_bytes = 65536
-# mqtt_packet_bytes = 262144
-# mqtt_connect_deadline = "10s"
-
-[rotation]
-# grace = "1h"               # the old credential after the new one's first connection
-
-[outages]
-# registry_grace = "60s"     # live connections without the registry
-
-[psk]
-# cache_for = "5m"           # proven keys in memory
-# cache_size = 10000
-
-[revocation]
-# crl_lifetime = "7d"        # the longest HSM outage that nobody notices
-# ocsp_lifetime = "24h"
-# presign_every = "5m"
-
-# [profiles.ldevid]          # a new name makes a new profile, `like` another
-# lifetime = "30d"           # or "never"
-# expired_grace = "365d"     # the way back of a device that slept; "0" for none
-# renew_at = 0.66
-# renew_jitter = 0.1
-# curves = ["P-256", "P-384"]
-"""
