@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.output import OUT, act, show, table
+from gateway.cli.output import OUT, act, say, show, table
 from gateway.operators.authority import export_anchors, publish_crls, show_authority
 from provisioning import config
 
@@ -25,17 +25,19 @@ def show_cas() -> None:
     def for_people() -> None:
         table(
             None,
-            ("CA", "profiles", "until", "SHA-256"),
+            ("CA", "profiles", "until"),
             [
                 (
                     one["name"],
                     ", ".join(one["profiles"]),
                     one["not_after"] or "no end",
-                    one["sha256"],
                 )
                 for one in cas
             ],
         )
+        # Whole on a line, to be copied.
+        for one in cas:
+            say(f"{one['name']:<8} SHA-256 {one['sha256']}")
 
     show(document, for_people)
 
