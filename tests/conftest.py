@@ -10,6 +10,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import HealthCheck, settings
+
+# A time limit for one example says more of the machine than of the code; a test has
+# its own. Nor is a slow machine a reason to give up on drawing examples.
+settings.register_profile(
+    "birthmark",
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
+settings.load_profile("birthmark")
 
 
 @dataclass
