@@ -11,6 +11,7 @@ from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import PayloadEncodingError
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 from typing_extensions import override
+from yarl import URL
 
 from gateway.http.answers import refusal_answer
 from provisioning.model.errors import PeerError
@@ -22,6 +23,10 @@ from provisioning.model.refusals import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from aiohttp import StreamReader
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.http_parser import RawRequestMessage
 
 SERVER = "birthmark"
 """What answers say of the server: not its parts and their versions."""
@@ -137,6 +142,7 @@ class HttpServer(web.Server):
 
         super().__init__(
             timed,
+            request_factory=_request,
             access_log=None,
             # The listener has it on already; once more is a system call each time.
             tcp_keepalive=False,
@@ -162,6 +168,25 @@ class HttpServer(web.Server):
         """End every connection."""
         for connection in self.connections:
             connection.force_close()
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    """Aiohttp's request; it cannot make one of `CONNECT` without a target.
+
+    Its parser lets that pass with no URL, and the task of the connection would end in
+    an AttributeError with the client still waiting. There is nothing at `/`.
+    """
+    if message.url is None:
+        # Its types say that there always is one.
+        message = message._replace(url=URL("/"))  # type: ignore[unreachable]
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop)
 
 
 async def read_body(request: web.BaseRequest, limits: HttpLimits) -> bytes:

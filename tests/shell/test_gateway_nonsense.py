@@ -158,6 +158,7 @@ lines = st.one_of(
 
 @thrown
 @given(octets=lines)
+@example(b"CONNECT  \r\n\r\n")
 @example(b"\r\n" * 200)
 @example(b"GET /device/v1/whoami HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
 @example(b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
