@@ -12,7 +12,12 @@ from provisioning.enrol.admission import standing_refusal
 from provisioning.model.credentials import AuthMethod, CertificateProof
 from provisioning.model.errors import PeerError, Unavailable
 from provisioning.model.ids import PskIdentity
-from provisioning.model.refusals import CREDENTIAL_UNKNOWN, TOO_MANY_REQUESTS, Refusal
+from provisioning.model.refusals import (
+    CREDENTIAL_MISSING,
+    CREDENTIAL_UNKNOWN,
+    TOO_MANY_REQUESTS,
+    Refusal,
+)
 from provisioning.x509.inspect import peer_facts
 
 if TYPE_CHECKING:
@@ -130,6 +135,20 @@ class Peers:
             self._live.remove(connection)
             return again or peer, None
         return again, connection
+
+
+def admitted(peer: Peer | None, *, despite: Refusal | None = None) -> Standing:
+    """The standing of a peer that may go on; raises the refusal for any other.
+
+    despite: one refusal that is judged elsewhere, such as expiry when re-enrolling.
+    """
+    if peer is None:
+        raise PeerError(CREDENTIAL_MISSING)
+    if peer.refusal is not None and peer.refusal is not despite:
+        raise PeerError(peer.refusal)
+    if peer.standing is None:
+        raise PeerError(CREDENTIAL_UNKNOWN)
+    return peer.standing
 
 
 @functools.lru_cache(maxsize=4_096)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 RETRY_S = 5.0
 """For refusals that will not last and say nothing better."""
 
-Tell = "Callable[[str, Mapping[str, object]], None]"
-
 
 def document(content: Mapping[str, object]) -> web.Response:
     """A JSON document."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.http.answers import bytes_of, document, error_answer
+from gateway.http.answers import document, error_answer
 from gateway.http.est import EST_PREFIX, Est
 from gateway.http.protocol import HttpConnection, read_body
 from gateway.listen.limits import address_of
+from gateway.peers import admitted
 from provisioning.model.errors import PeerError
 from provisioning.model.refusals import (
-    CREDENTIAL_MISSING,
-    CREDENTIAL_UNKNOWN,
     METHOD_NOT_ALLOWED,
     OPERATION_UNKNOWN,
 )
@@ -201,17 +200,6 @@ class DeviceApi:
         return document(self._bundle())
 
 
-def admitted(peer: Peer | None) -> Standing:
-    """The standing of a peer that may go on; raises the refusal for any other."""
-    if peer is None:
-        raise PeerError(CREDENTIAL_MISSING)
-    if peer.refusal is not None:
-        raise PeerError(peer.refusal)
-    if peer.standing is None:
-        raise PeerError(CREDENTIAL_UNKNOWN)
-    return peer.standing
-
-
 def rotation_due(standing: Standing) -> bool:
     """Whether the operator has asked this device to rotate and it has not yet."""
     return standing.rotate_by is not None
@@ -220,6 +208,3 @@ def rotation_due(standing: Standing) -> bool:
 def rfc3339(moment: datetime) -> str:
     """A time as answers carry it: UTC, whole seconds."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-__all__ = ["Asked", "DeviceApi", "Told", "admitted", "bytes_of", "rfc3339"]
